@@ -1,0 +1,1 @@
+"""Everything that measures or trains: hydra, trackers, data, reports. The library never imports it."""
