@@ -1,0 +1,116 @@
+# specdec: `make help` lists the targets. Needs make and Python 3.11 or newer, nothing else.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS ?= experiments,kernels,dev
+# The oldest releases that are supported; pyproject.toml's ranges begin there.
+OLDEST_TRANSFORMERS ?= 5.0.0
+OLDEST_TRITON ?= 3.6.0
+# Processes for the default suite; each runs one thread of torch.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 8 ? 8 : n )))
+# More for pytest: make test ARGS="tests/tree -x"
+ARGS ?=
+
+say = @printf '\n\033[1m==> %s\033[0m\n' "$(1)"
+
+# PYTHON=/path/to/python names one; otherwise the first of the usual names that is new enough.
+PYTHON ?=
+define find_python
+check='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; found=""; \
+for candidate in $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
+  if "$$candidate" -c "$$check" >/dev/null 2>&1; then python="$$candidate"; break; fi; \
+  version=$$("$$candidate" --version 2>/dev/null) && found="$$found $$candidate is $$version;"; \
+done; \
+if [ -z "$${python:-}" ]; then \
+  echo "specdec needs Python 3.11 or newer with the venv module. Found:$${found:- no python at all}" \
+    "Install one (on Debian: python3 python3-venv), or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+  exit 1; \
+fi
+endef
+
+.PHONY: help
+help: ## show this list
+	@awk '/^##@/ {printf "\n%s\n", substr($$0, 5)} match($$0, /^[a-z-]+:.*## /) {split($$0, part, /:|## /); printf "  \033[1m%-20s\033[0m %s\n", part[1], substr($$0, RLENGTH + 1)}' $(MAKEFILE_LIST)
+
+##@ Use
+.PHONY: install demo bench
+install: $(VENV)/.installed ## create .venv with everything pinned (1-3 minutes, 2 GB; at once when up to date)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call say,Installing specdec and its pinned dependencies into $(VENV): 1 to 3 minutes)
+	@$(find_python); [ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: install ## plain decoding against speculation on the shipped models, offline, with a report
+	$(call say,specdec run experiment=demo)
+	$(BIN)/specdec run experiment=demo $(ARGS)
+
+bench: install ## time the kernels and the loop on this machine
+	$(call say,specdec bench)
+	$(BIN)/specdec bench $(ARGS)
+
+##@ Check
+.PHONY: test test-slow test-gpu test-oldest test-triton-oldest quality format
+test: install ## the suite, without what is marked slow or gpu
+	$(call say,Tests)
+	$(BIN)/pytest -n $(JOBS) $(ARGS)
+
+test-slow: install ## the long proofs: losslessness over many tokens, distributions
+	$(call say,Slow proofs)
+	$(BIN)/pytest -n $(JOBS) -m "slow and not gpu" $(ARGS)
+
+test-gpu: install ## what needs a CUDA device
+	$(call say,Tests on the GPU)
+	$(BIN)/pytest -m gpu $(ARGS)
+
+test-oldest: .venv-oldest/.transformers-$(OLDEST_TRANSFORMERS) ## the suite on the oldest supported transformers, in .venv-oldest
+	$(call say,Tests on transformers $(OLDEST_TRANSFORMERS))
+	.venv-oldest/bin/pytest -n $(JOBS) $(ARGS)
+
+test-triton-oldest: .venv-triton/.triton-$(OLDEST_TRITON) ## the kernels' tests on the oldest supported triton, in .venv-triton
+	$(call say,Kernel tests on triton $(OLDEST_TRITON))
+	.venv-triton/bin/pytest -n $(JOBS) tests/kernels $(ARGS)
+
+# The pins but for the one package that differs here, and what must move along with it.
+.venv-oldest/.transformers-$(OLDEST_TRANSFORMERS): pyproject.toml constraints.txt
+	$(call say,Installing with transformers $(OLDEST_TRANSFORMERS) into .venv-oldest: 1 to 3 minutes)
+	@$(find_python); [ -x .venv-oldest/bin/python ] || "$$python" -m venv .venv-oldest
+	@grep -v -i -E '^(transformers|tokenizers|huggingface_hub)==' constraints.txt > .venv-oldest/constraints.txt
+	@echo "transformers==$(OLDEST_TRANSFORMERS)" >> .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check -c .venv-oldest/constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+.venv-triton/.triton-$(OLDEST_TRITON): pyproject.toml constraints.txt
+	$(call say,Installing with triton $(OLDEST_TRITON) into .venv-triton: 1 to 3 minutes)
+	@$(find_python); [ -x .venv-triton/bin/python ] || "$$python" -m venv .venv-triton
+	@grep -v -i -E '^triton==' constraints.txt > .venv-triton/constraints.txt
+	@echo "triton==$(OLDEST_TRITON)" >> .venv-triton/constraints.txt
+	.venv-triton/bin/python -m pip install --disable-pip-version-check -c .venv-triton/constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+quality: install ## ruff (lint, format) and mypy
+	$(call say,ruff check)
+	$(BIN)/ruff check .
+	$(call say,ruff format --check)
+	$(BIN)/ruff format --check .
+	$(call say,mypy)
+	$(BIN)/mypy
+
+format: install ## let ruff format and fix what it can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+##@ Clean
+.PHONY: clean clean-venvs
+clean: ## remove build products and caches, not results (outputs/) and not the environments
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+clean-venvs: clean ## remove the environments too
+	rm -rf .venv .venv-oldest .venv-triton
