@@ -23,7 +23,7 @@ LEVELS = (
     {"kernels", "noise", "conf"},
     {"tree", "sampling"},
     {"core", "acceptance", "cache"},
-    {"attention", "target", "loading"},
+    {"attention", "inspection", "target", "loading"},
     {"metrics", "decode"},
     {"api", "hf"},
     {"specdec"},  # specdec/__init__.py
@@ -71,8 +71,8 @@ def imports(module: str, *, typing_only: bool = True) -> Iterator[tuple[str, int
                 submodule = f"{origin}.{alias.name}"
                 yield (submodule if is_module(submodule) else origin), node.lineno
         elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and not typing_only:
-            for child in node.orelse:
-                yield from walk(child)
+            for statement in node.orelse:
+                yield from walk(statement)
         else:
             for child in ast.iter_child_nodes(node):
                 yield from walk(child)
