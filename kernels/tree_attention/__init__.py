@@ -1,0 +1,119 @@
+"""Attention of tree nodes over a paged context and their own ancestors.
+
+One call verifies the trees of a whole batch: every row (tree node) sees its sequence's committed context and the nodes
+whose bits are set in its ancestor words. Backends, chosen by `backend="auto"`:
+
+| backend | where | what |
+|---|---|---|
+| naive | any | the maths, in the input's dtype; float64 is the tests' oracle |
+| packed | CPU | query heads of one KV head packed into one matrix; `Plan` shared by all layers of a step |
+| sdpa | any | torch's SDPA with dense masks; CUDA prompts, and the rival in benchmarks |
+| triton | CUDA | fused.py: split-KV, device-side lengths, graph-capturable |
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from specdec.kernels.tree_attention import packed, sdpa
+from specdec.kernels.tree_attention.checks import check_shapes, check_values
+from specdec.kernels.tree_attention.naive import tree_attention_naive
+from specdec.kernels.tree_attention.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from specdec.kernels.tree_attention.launch import Workspace
+
+__all__ = ["Backend", "Plan", "make_plan", "packed", "sdpa", "tree_attention", "tree_attention_naive"]
+
+Backend = Literal["auto", "naive", "packed", "sdpa", "triton"]
+
+
+def tree_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    block_table: Tensor,
+    row_starts: Tensor,
+    context_lens: Tensor,
+    tree_sizes: Tensor,
+    words: Tensor | None,
+    *,
+    scale: float | None = None,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    fixed_chunks: bool = False,
+    backend: Backend = "auto",
+    workspace: "Workspace | None" = None,
+) -> Tensor:
+    """Attend from tree nodes to their context and ancestors.
+
+    Args:
+        q: `[R, Hq, D]` queries of all sequences' rows, packed. float64 (not triton), float32, bfloat16 or float16.
+        k_pool: `[pages, Hkv, page, D]` keys; q's dtype, or an 8-bit float that is upcast on load. Hq % Hkv == 0.
+        v_pool: `[pages, Hkv, page, Dv]` values; Dv may differ from D.
+        block_table: `[B, P]` int32, the pages of every sequence. A dense cache is one page a sequence.
+        row_starts: `[B + 1]` int32; rows row_starts[b] : row_starts[b + 1] belong to sequence b.
+        context_lens: `[B]` int32 committed slots, visible to every row of the sequence.
+        tree_sizes: `[B]` int32 nodes; node j of sequence b lies in slot context_lens[b] + j.
+        words: `[R, W]` int64, bit i % 64 of word i // 64 says that the row sees node i. Bits past the tree are 0. A row
+            without bits is padding: it sees the context only, and gives 0 where there is none. None: the rows of a
+            sequence are its last nodes, each sees all nodes up to itself (a causal chain); surplus rows are padding.
+        scale: factor on the scores; None is D ** -0.5.
+        window: a key is visible iff query position - key position < window; 0 for all. A row's position is
+            context + number of its visible nodes - 1; its visible nodes lie at successive positions.
+        softcap: scores become softcap * tanh(scores / softcap) after scaling; 0 for none.
+        sinks: `[Hq]` logits that join the softmax's denominator, or None.
+        fixed_chunks: give every row bits that do not depend on the batch; slower. On the CPU (packed) they equal
+            one-token decoding over the row's path, on the GPU they do so for chains.
+        backend: see the module's table. "auto": packed on the CPU; on CUDA triton, and sdpa for chains without words
+            where it applies.
+        workspace: buffers of the triton backend, so that a CUDA graph can hold them; None takes cached ones.
+
+    Returns:
+        `[R, Hq, Dv]` in q's dtype.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or (on the CPU) lengths, table entries or words do not fit.
+    """
+    check_shapes(q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words, window, softcap, sinks)
+    if q.device.type == "cpu":
+        check_values(
+            q.shape[0], k_pool.shape[0], k_pool.shape[2], block_table, row_starts, context_lens, tree_sizes, words
+        )
+    if scale is None:
+        scale = q.shape[2] ** -0.5
+    if backend == "auto":
+        backend = choose_backend(q, words, softcap, sinks, fixed_chunks)
+    if backend == "naive":
+        return tree_attention_naive(
+            q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words,
+            scale=scale, window=window, softcap=softcap, sinks=sinks,
+        )  # fmt: skip
+    if backend == "triton":
+        from specdec.kernels.tree_attention.launch import tree_attention_fused
+
+        return tree_attention_fused(
+            q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words, scale=scale, window=window,
+            softcap=softcap, sinks=sinks, fixed_chunks=fixed_chunks, workspace=workspace,
+        )  # fmt: skip
+    plan = make_plan(block_table, row_starts, context_lens, tree_sizes, words, rows=q.shape[0])
+    if backend == "packed":
+        return packed.attend(
+            q, k_pool, v_pool, plan, scale=scale, window=window, softcap=softcap, sinks=sinks, fixed_chunks=fixed_chunks
+        )
+    if backend == "sdpa":
+        return sdpa.attend(q, k_pool, v_pool, plan, scale=scale, window=window, softcap=softcap, sinks=sinks)
+    raise ValueError(f"backend must be auto, naive, packed, sdpa or triton, got {backend!r}")
+
+
+def choose_backend(
+    q: Tensor, words: Tensor | None, softcap: float, sinks: Tensor | None, fixed_chunks: bool
+) -> Literal["packed", "sdpa", "triton"]:
+    """What `backend="auto"` means for these arguments."""
+    if q.device.type != "cuda" or q.dtype == torch.float64:
+        return "packed"
+    if words is None and not softcap and sinks is None and not fixed_chunks:
+        return "sdpa"
+    return "triton"

@@ -1,0 +1,151 @@
+"""What the host backends need once per step and reuse in every layer: lengths, pages, additive masks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec.kernels.tree_attention.naive import visible_nodes, visible_slots
+
+_BIAS_BYTES = 64 << 20  # biases of one plan kept for the next layers, at most
+
+
+class Span(NamedTuple):
+    """Some consecutive rows of one sequence and the slots they may read."""
+
+    sequence: int
+    first: int  # rows first:end of the packed batch
+    end: int
+    context: int
+    size: int  # the newest node any of the rows sees, plus one
+    chain_offset: int  # causal chains: row `first` sees nodes 0 .. chain_offset
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Host-side lengths of one step. Build it once with `make_plan`, pass it to every layer."""
+
+    block_table: Tensor  # [B, P] int32
+    words: Tensor | None  # [R, W] int64
+    spans: tuple[Span, ...]  # one for every sequence that has rows and slots
+    rows: int  # R
+    covered: bool  # every row belongs to a span
+    pages: list[list[int]]  # block_table on the host
+    _bits: list[Tensor] = field(default_factory=list, repr=False)
+    _biases: dict[tuple[object, ...], tuple[int, Tensor | None]] = field(default_factory=dict, repr=False)
+    _indices: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, repr=False)
+
+    def nodes(self, span: Span) -> Tensor:
+        """`[rows, size]` bool: the nodes each row of the span sees."""
+        if self.words is None:
+            device = self.block_table.device
+            row = torch.arange(span.end - span.first, device=device)[:, None]
+            return torch.arange(span.size, device=device)[None] <= row + span.chain_offset
+        if not self._bits:
+            self._bits.append(visible_nodes(self.words, self.rows, max(s.size for s in self.spans)))
+        return self._bits[0][span.first : span.end, : span.size]
+
+    def bias(self, span: Span, window: int, group: int, dtype: torch.dtype) -> tuple[int, Tensor | None]:
+        """The first slot that any row of the span sees, and what to add to the scores from there on.
+
+        Args:
+            span: rows and slots.
+            window: sliding window, 0 for none.
+            group: how often the rows are repeated (query heads of one KV head, heads outermost).
+            dtype: dtype of the bias.
+
+        Returns:
+            `(start, bias)`; bias is `[group * rows, context + size - start]`, 0 or -inf; None when all is visible.
+        """
+        if window >= span.context + span.size:
+            window = 0
+        key = (span.first, span.end, window, group, dtype)
+        found = self._biases.get(key)
+        if found is None:
+            found = self._make_bias(span, window, group, dtype)
+            kept = sum(bias.nbytes for _, bias in self._biases.values() if bias is not None)
+            if found[1] is None or kept + found[1].nbytes <= _BIAS_BYTES:
+                self._biases[key] = found
+        return found
+
+    def _make_bias(self, span: Span, window: int, group: int, dtype: torch.dtype) -> tuple[int, Tensor | None]:
+        nodes = self.nodes(span)  # [rows, size]
+        if window == 0:
+            if bool(nodes.all()):
+                return 0, None
+            bias = torch.zeros(nodes.shape[0], span.context + span.size, dtype=dtype, device=nodes.device)
+            bias[:, span.context :].masked_fill_(~nodes, float("-inf"))
+            return 0, bias.repeat(group, 1) if group > 1 else bias
+        seen = visible_slots(nodes, span.context, window)  # [rows, context + size]
+        start = int(seen.any(0).int().argmax())
+        seen = seen[:, start:]
+        if bool(seen.all()):
+            return start, None
+        bias = torch.zeros(seen.shape, dtype=dtype, device=nodes.device).masked_fill_(~seen, float("-inf"))
+        return start, bias.repeat(group, 1) if group > 1 else bias
+
+    def read(self, pool: Tensor, span: Span, start: int) -> Tensor:
+        """Slots `start : context + size` of the span's sequence. pool `[pages, Hkv, page, D]` -> `[1, Hkv, S, D]`.
+
+        A view when the slots lie in one page, else one gathered copy. Slots past the tree are never in the result.
+        """
+        page = pool.shape[2]
+        end = span.context + span.size
+        low, high = start // page, (end - 1) // page
+        if low == high:
+            index = self.pages[span.sequence][low]
+            return pool[index : index + 1, :, start - low * page : end - low * page]
+        key = (span.sequence, low, high)
+        index_tensor = self._indices.get(key)
+        if index_tensor is None:
+            index_tensor = self.block_table[span.sequence, low : high + 1].long()
+            self._indices[key] = index_tensor
+        slots = pool.transpose(0, 1).index_select(1, index_tensor)  # [Hkv, pages, page, D]
+        return slots.flatten(1, 2)[None, :, start - low * page : end - low * page]
+
+
+def make_plan(
+    block_table: Tensor,  # [B, P] int32
+    row_starts: Tensor,  # [B + 1] int32
+    context_lens: Tensor,  # [B] int32
+    tree_sizes: Tensor,  # [B] int32
+    words: Tensor | None,  # [R, W] int64
+    rows: int | None = None,
+) -> Plan:
+    """Read the lengths of one step to the host.
+
+    Args:
+        block_table, row_starts, context_lens, tree_sizes, words: as in `tree_attention`.
+        rows: number of rows R when words is None; default row_starts[-1].
+    """
+    starts: list[int] = row_starts.tolist()
+    total = starts[-1] if rows is None else rows
+    if words is not None:
+        total = words.shape[0]
+    spans = []
+    live = 0
+    for b, (context, size) in enumerate(zip(context_lens.tolist(), tree_sizes.tolist(), strict=True)):
+        first, end = starts[b], starts[b + 1]
+        if first == end or context + size == 0:
+            continue
+        live += end - first
+        if words is None and end - first > size:  # padding behind a chain sees the context alone
+            if size:
+                spans.append(Span(b, first, first + size, context, size, 0))
+            if context:
+                spans.append(Span(b, first + size, end, context, 0, -1))
+            else:
+                live -= end - first - size
+            continue
+        spans.append(Span(b, first, end, context, size, size - (end - first)))
+    return Plan(block_table, words, tuple(spans), total, live == total, block_table.tolist())
+
+
+def chunks(span: Span, rows: int) -> Iterator[Span]:
+    """Cut a causal chain into spans of at most `rows` rows, each reading no slot past its own last row."""
+    for first in range(span.first, span.end, rows):
+        end = min(first + rows, span.end)
+        offset = span.chain_offset + first - span.first
+        yield Span(span.sequence, first, end, span.context, min(span.size, offset + end - first), offset)

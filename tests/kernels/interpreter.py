@@ -1,0 +1,51 @@
+"""Test-only repairs of Triton's interpreter, 3.6 to 3.9. Import it before any kernel.
+
+- bf16 `tl.dot`: numpy holds bf16 as uint16, and the interpreter multiplies the raw bits.
+- `tl.dot` by einsum: numpy's matmul rounds a row differently in another place of the tile, which no GPU does, so
+  bitwise tests would fail for no reason.
+- loop bounds read from memory: numpy >= 2.4 refuses int() of a one-element array, which triton 3.6 calls.
+"""
+
+import numpy as np
+import triton.language as tl
+import triton.runtime.interpreter as ti
+from triton import knobs
+
+assert knobs.runtime.interpret, "set TRITON_INTERPRET=1 before triton is imported"
+
+
+def _wide(handle: ti.TensorHandle) -> np.ndarray:
+    """The handle's numbers in a dtype numpy can multiply."""
+    if handle.dtype.scalar == tl.bfloat16:
+        return (handle.data.astype(np.uint32) << 16).view(np.float32)
+    if handle.dtype.primitive_bitwidth == 8 and handle.dtype.is_floating():
+        return ti._convert_float(handle.data, handle.dtype, tl.float32, None).view(np.float32)
+    return handle.data
+
+
+def _create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):  # type: ignore[no-untyped-def]
+    x, y = _wide(a), _wide(b)
+    if x.dtype.kind in "iu":
+        product = np.matmul(x, y, dtype=d.data.dtype)
+    else:
+        product = np.einsum("...ij,...jk->...ik", x.astype(d.data.dtype), y.astype(d.data.dtype), optimize=False)
+    return ti.TensorHandle(product + d.data, d.dtype.scalar)
+
+
+_patch_tensor = ti._patch_lang_tensor
+
+
+def _patch_lang_tensor(tensor, scope=None):  # type: ignore[no-untyped-def]
+    def index(self) -> int:
+        return int(np.asarray(self.handle.data).item())
+
+    if scope is None:  # older releases patch in place
+        _patch_tensor(tensor)
+        tensor.__index__ = index
+    else:
+        _patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", index)
+
+
+ti.InterpreterBuilder.create_dot = _create_dot
+ti._patch_lang_tensor = _patch_lang_tensor
