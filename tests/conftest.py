@@ -46,6 +46,8 @@ def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @wraps(make)
     def make_and_fill(*args: Any, **kwargs: Any) -> torch.Tensor:
         tensor = make(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return tensor
         if tensor.is_floating_point():
             return tensor.detach().fill_(float("nan")).requires_grad_(tensor.requires_grad)
         if tensor.dtype in (torch.int16, torch.int32, torch.int64):
@@ -58,6 +60,8 @@ def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 @pytest.fixture(scope="session", autouse=True)
 def _poisoned_memory() -> Iterator[None]:
     """Whoever reads what nobody wrote finds NaN or an index out of range, not zeros by luck."""
+    with torch.device("cpu"):
+        torch.empty(0)  # torch now remembers the unpatched functions as those that `with torch.device(...)` governs
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
             patch.setattr(owner, name, _poisoned(getattr(owner, name)))
