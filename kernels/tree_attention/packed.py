@@ -13,6 +13,7 @@ from specdec.kernels.tree_attention.plan import Plan, Span, chunks
 
 _SCORE_BYTES = 64 << 20  # bound on one block of scores
 _CHUNK_ROWS = 128  # rows of a causal chain done at a time
+_MATMUL_ROWS = 64  # packed bfloat16 rows from which on two matmuls beat SDPA, for any length and head size
 
 
 def attend(
@@ -41,7 +42,7 @@ def attend(
     if fixed_chunks:
         return _attend_rows(q, k_pool, v_pool, plan, scale, window, softcap, sinks)
     heads = k_pool.shape[1]
-    limit = max(16, min(_CHUNK_ROWS, _SCORE_BYTES // max(1, q.shape[1] * 4 * _longest(plan))))
+    limit = max(16, min(_CHUNK_ROWS, _SCORE_BYTES // (q.shape[1] * 4 * plan.longest + 1)))
     if len(plan.spans) == 1 and plan.covered and q.shape[0] <= limit:
         return _attend_span(q, k_pool, v_pool, plan, plan.spans[0], scale, window, softcap, sinks)
     out = q.new_empty(q.shape[0], q.shape[1], v_pool.shape[3])  # [R, Hq, Dv]
@@ -59,10 +60,6 @@ def attend(
                 q[part.first : part.end], k_pool, v_pool, plan, part, scale, window, softcap, sinks
             )
     return out
-
-
-def _longest(plan: Plan) -> int:
-    return max((span.context + span.size for span in plan.spans), default=1)
 
 
 def _split(span: Span, rows: int) -> list[Span]:
@@ -126,18 +123,13 @@ def _attend_block(
     packed = q.transpose(0, 1).reshape(1, heads, group * rows, dim)  # no copy when q is stored heads first
     if not fast:
         out = _attend_wide(packed[0], k[0], v[0], bias, scale, softcap, sinks).to(q.dtype)
-    elif _prefer_matmul(q.dtype, rows * group, k):
+    elif q.dtype == torch.bfloat16 and group * rows >= _MATMUL_ROWS:
         out = _attend_matmul(packed[0], k[0], v[0], bias, scale)
     else:
-        out = scaled_dot_product_attention(packed, k, v, attn_mask=bias, scale=scale)
+        if group * rows == 1:  # two equal rows: a single one takes a path of torch's that is half as fast
+            packed = packed.expand(1, heads, 2, dim)
+        out = scaled_dot_product_attention(packed, k, v, attn_mask=bias, scale=scale)[:, :, : group * rows]
     return out.view(heads, group, rows, -1).permute(2, 0, 1, 3).reshape(rows, q_heads, -1)
-
-
-def _prefer_matmul(dtype: torch.dtype, packed_rows: int, k: Tensor) -> bool:
-    """Whether two matmuls beat SDPA; k `[1, Hkv, S, D]`."""
-    if dtype != torch.bfloat16:
-        return False
-    return packed_rows * k.shape[3] >= 4096 or (k.shape[3] >= 128 and k.numel() >= 1 << 20)
 
 
 def _attend_matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:

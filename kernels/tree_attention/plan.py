@@ -32,8 +32,9 @@ class Plan:
     spans: tuple[Span, ...]  # one for every sequence that has rows and slots
     rows: int  # R
     covered: bool  # every row belongs to a span
+    longest: int  # slots of the longest span
     pages: list[list[int]]  # block_table on the host
-    _bits: list[Tensor] = field(default_factory=list, repr=False)
+    _bits: list[Tensor] = field(default_factory=list, repr=False)  # [R, largest size] bool, once it is needed
     _biases: dict[tuple[object, ...], tuple[int, Tensor | None]] = field(default_factory=dict, repr=False)
     _indices: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, repr=False)
 
@@ -71,20 +72,31 @@ class Plan:
         return found
 
     def _make_bias(self, span: Span, window: int, group: int, dtype: torch.dtype) -> tuple[int, Tensor | None]:
-        nodes = self.nodes(span)  # [rows, size]
-        if window == 0:
-            if bool(nodes.all()):
-                return 0, None
-            bias = torch.zeros(nodes.shape[0], span.context + span.size, dtype=dtype, device=nodes.device)
-            bias[:, span.context :].masked_fill_(~nodes, float("-inf"))
-            return 0, bias.repeat(group, 1) if group > 1 else bias
-        seen = visible_slots(nodes, span.context, window)  # [rows, context + size]
-        start = int(seen.any(0).int().argmax())
-        seen = seen[:, start:]
-        if bool(seen.all()):
-            return start, None
-        bias = torch.zeros(seen.shape, dtype=dtype, device=nodes.device).masked_fill_(~seen, float("-inf"))
-        return start, bias.repeat(group, 1) if group > 1 else bias
+        if window == 0 and self._sees_all(span):
+            return 0, None
+        nodes, start = self.nodes(span), 0  # [rows, size]
+        if window:
+            seen = visible_slots(nodes, span.context, window)  # [rows, context + size]
+            start = int(seen.any(0).int().argmax())
+            if bool(seen[:, start:].all()):
+                return start, None
+            hidden, first = ~seen[:, start:], 0
+        else:
+            hidden, first = ~nodes, span.context
+        rows, slots = nodes.shape[0], span.context + span.size - start
+        bias = torch.zeros(group, rows, slots, dtype=dtype, device=nodes.device)
+        bias[:, :, first:].masked_fill_(hidden, float("-inf"))
+        return start, bias.view(group * rows, slots)
+
+    def _sees_all(self, span: Span) -> bool:
+        """Whether every row of the span sees every node."""
+        if self.words is None:
+            return span.chain_offset + 1 >= span.size
+        if span.end - span.first > 1 and span.size > 1 and span.end - span.first >= span.size:
+            return False  # as many rows as nodes: the root's own row sees no other node
+        whole, rest = divmod(span.size, 64)
+        full = [-1] * whole + [(1 << rest) - 1] * (rest > 0)
+        return all(row[: len(full)] == full for row in self.words[span.first : span.end].tolist())
 
     def read(self, pool: Tensor, span: Span, start: int) -> Tensor:
         """Slots `start : context + size` of the span's sequence. pool `[pages, Hkv, page, D]` -> `[1, Hkv, S, D]`.
@@ -140,7 +152,8 @@ def make_plan(
                 live -= end - first - size
             continue
         spans.append(Span(b, first, end, context, size, size - (end - first)))
-    return Plan(block_table, words, tuple(spans), total, live == total, block_table.tolist())
+    longest = max((span.context + span.size for span in spans), default=0)
+    return Plan(block_table, words, tuple(spans), total, live == total, longest, block_table.tolist())
 
 
 def chunks(span: Span, rows: int) -> Iterator[Span]:
