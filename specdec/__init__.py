@@ -1,0 +1,18 @@
+"""specdec: speculative decoding research on any Hugging Face causal language model."""
+
+from specdec.api import GenerateOutput, SpeculativeDecoder, TextOutput, generate
+from specdec.metrics import DecodingStats
+from specdec.sampling import SamplingParams
+from specdec.tree.token_tree import TokenTree
+
+__version__ = "0.1.0"
+__all__ = [
+    "DecodingStats",
+    "GenerateOutput",
+    "SamplingParams",
+    "SpeculativeDecoder",
+    "TextOutput",
+    "TokenTree",
+    "__version__",
+    "generate",
+]

@@ -1,0 +1,142 @@
+"""A smaller causal language model writes the draft (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318).
+
+The draft model keeps its own KV in a TreeCache. Before it drafts it reads what it has not seen: the root, and the last
+accepted token if that one had been a leaf, which is proposed without being run. Then every level of the tree is one
+forward over that level's nodes; their KV waits in the scratch places until the verdict says which to keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specdec.core import DraftNeeds, TargetOutput, TreePolicy, Verdict
+from specdec.sampling import DraftNoise
+from specdec.target import Target
+from specdec.tree.grow import Frontier, grow
+from specdec.tree.static import chain
+from specdec.tree.token_tree import WORD_BITS, TokenTree, num_words
+
+
+@dataclass(slots=True)
+class State:
+    """The draft model's KV, and what lies between two proposals.
+
+    Attributes:
+        model: the draft model with its cache.
+        unread: `[B]` int64, an accepted token that the draft model has not read; -1 for none.
+        expanded: `[B, N]` int64, scratch place of every node of the last tree, -1 if it was not run.
+        device: of the target, where trees go.
+    """
+
+    model: Target
+    unread: Tensor
+    expanded: Tensor
+    device: torch.device
+
+
+class DraftModel:
+    """See the module.
+
+    Args:
+        model: any causal LM with the target's vocabulary, on its own device and in its own dtype.
+        tree: the shape of the drafts; a chain of 4 by default.
+        backend: of the draft model's attention.
+
+    Raises:
+        ValueError: the model cannot be used (see Target).
+    """
+
+    def __init__(self, model: PreTrainedModel, tree: TreePolicy | None = None, backend: str = "auto"):
+        self.policy = tree if tree is not None else chain(4)
+        self.model = model
+        self.backend = backend
+        self.vocab_size = Target(model, backend=backend).vocab_size  # looks the model over, too
+        self.needs = DraftNeeds(max_nodes=self.policy.max_nodes)
+
+    def open(self, capacity: int, max_length: int, device: torch.device) -> State:
+        """A cache with room for every node that growing a tree can run."""
+        model = Target(self.model, backend=self.backend)
+        model.open(capacity, max_length, self._most_expanded() + 2)
+        unread = torch.full((capacity,), -1, dtype=torch.int64, device=model.device)
+        return State(model, unread, unread[:, None], device)
+
+    def _most_expanded(self) -> int:
+        widths = [1]
+        for level in range(self.policy.depth):
+            widths.append(widths[-1] * self.policy.branching(level))
+        return min(sum(widths), self.policy.max_nodes * max(map(self.policy.branching, range(self.policy.depth))))
+
+    def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
+        """The draft model reads the prompts."""
+        for slot in slots:
+            state.model.release(slot)
+        state.model.prefill(slots, prompts)
+        state.unread[slots] = -1
+
+    def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
+        """Read what is new, then grow a tree."""
+        model = state.model
+        roots = roots.to(model.device)
+        logits = self._read(state, roots).to(state.device)
+        live = (roots >= 0).to(torch.int32)
+        visible: list[Tensor] = []  # [B, F, W] of the last frontier
+        done = 0
+
+        def expand(frontier: Frontier) -> Tensor:
+            nonlocal done
+            width = frontier.tokens.shape[1]
+            words = _own_bits(done, width, num_words(self._most_expanded()), model.device).expand(len(roots), -1, -1)
+            if visible:
+                parents = frontier.parents.to(model.device)[..., None].expand(-1, -1, words.shape[-1])
+                words = words | visible[-1].gather(1, parents)
+            visible.append(words)
+            depths = torch.full((len(roots), width), frontier.level - 1, dtype=torch.int32, device=model.device)
+            output = model.extend(frontier.tokens.to(model.device), depths, words, live * width, first=done)
+            done += width
+            return output.logits.to(state.device)
+
+        grown = grow(self.policy, roots.to(state.device), logits, expand, noise)
+        state.expanded = grown.expanded.to(model.device)
+        return grown.tree
+
+    def _read(self, state: State, roots: Tensor) -> Tensor:
+        """Commit the unread token and the root to the draft model's text; its logits `[B, V]` after the root."""
+        model, rows = state.model, torch.arange(len(roots), device=roots.device)
+        behind = state.unread >= 0  # [B]
+        live = roots >= 0
+        if not model.device.type == "cuda" and not behind.any():
+            chained = TokenTree.roots(roots)
+            last = torch.zeros_like(rows)
+        else:
+            first = torch.where(behind, state.unread, roots)
+            chained = TokenTree.chain(torch.stack([first, roots], 1))
+            last = behind.long()
+        counts = live.to(torch.int32) * (last + 1).to(torch.int32)
+        output = model.extend(chained.tokens, chained.depths, chained.words, counts)
+        model.cache.append(rows, counts)
+        state.unread.fill_(-1)
+        return output.logits[rows, last]
+
+    def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
+        """Keep the KV of accepted nodes that were run; remember an accepted leaf, which was not."""
+        path = verdict.path[:, 1:].to(state.model.device)  # [B, D - 1], without the root, which is committed
+        count = verdict.num_accepted.to(state.model.device) - 1  # [B], -1 for an empty slot
+        if path.shape[1] == 0:
+            return
+        places = torch.where(path >= 0, state.expanded.gather(1, path.clamp_min(0)), -1)
+        run = (places >= 0).sum(-1, dtype=torch.int32)  # [B]
+        state.model.cache.commit(places, run)
+        leaf = tree.tokens.to(path.device).gather(1, path.gather(1, (count - 1).clamp_min(0).long()[:, None]).clamp_min(0))
+        state.unread = torch.where(count > run, leaf[:, 0], -1)
+
+
+def _own_bits(first: int, count: int, words: int, device: torch.device) -> Tensor:
+    """`[1, count, words]` int64: bit `first + i` in row i."""
+    place = torch.arange(first, first + count, device=device)
+    bits = torch.zeros(1, count, words, dtype=torch.int64, device=device)
+    bits[0, torch.arange(count, device=device), place // WORD_BITS] = torch.ones_like(place) << (place % WORD_BITS)
+    return bits

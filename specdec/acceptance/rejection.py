@@ -1,0 +1,92 @@
+"""Rejection sampling: accept a drafted token with probability min(1, target / draft), else draw from the residual.
+
+Chains: Leviathan et al. (arXiv 2211.17192), Chen et al. (arXiv 2302.01318). Trees whose children were drawn without
+replacement: the children of a node are tried in turn against the residual that the rejected ones left (recursive
+rejection, as in Sequoia, arXiv 2402.12374). Children that were fixed without drawing need no draft distribution: the
+target draws, and the walk follows the child that carries its token.
+
+Guarantee: the text is distributed as the target alone would write it.
+Why: a round outputs x with probability min(p, q)(x), and what is missing of p is just the residual max(0, p - q); the
+next child was drawn from q without the rejected one, so the same holds again for the residual.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from specdec.acceptance.coupled import walk
+from specdec.core import Verdict
+from specdec.sampling import StepSampling
+from specdec.tree.token_tree import TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """See the module. Lossless in distribution."""
+
+    lossless: ClassVar[bool] = True
+    shared_noise: ClassVar[bool] = False
+
+    def __call__(self, tree: TokenTree, logits: Tensor, sampling: StepSampling) -> Verdict:
+        """`logits` `[B, N, V]`."""
+        if tree.draft_probs is None:
+            return walk(tree, logits, sampling)
+        return _reject(tree, tree.draft_probs, logits, sampling)
+
+
+def _reject(tree: TokenTree, draft_probs: Tensor, logits: Tensor, sampling: StepSampling) -> Verdict:
+    rows = torch.arange(tree.batch_size, device=logits.device)
+    node = torch.zeros_like(rows)  # [B]
+    walking = tree.sizes > 0
+    next_token = torch.zeros_like(rows)
+    path = torch.full_like(tree.tokens, -1)  # [B, N]
+    below = path.clone()
+    for depth in range(tree.max_nodes):
+        path[:, depth] = torch.where(walking, node, -1)
+        target_probs = sampling.probs(logits[rows, node], below[:, :depth])  # [B, V]
+        child, residual = _try_children(tree, node, target_probs, draft_probs[rows, node], sampling, depth)
+        stopped = walking & (child < 0)
+        next_token = torch.where(stopped, sampling.draw_from(residual, depth), next_token)
+        walking = walking & (child >= 0)
+        node = torch.where(walking, child, node)
+        below[:, depth] = torch.where(walking, tree.tokens[rows, node], -1)
+        if not torch.compiler.is_compiling() and logits.device.type == "cpu" and not walking.any():
+            break
+    return Verdict(path, (path >= 0).sum(-1, dtype=torch.int32), next_token)
+
+
+def _try_children(
+    tree: TokenTree, node: Tensor, target_probs: Tensor, draft_probs: Tensor, sampling: StepSampling, depth: int
+) -> tuple[Tensor, Tensor]:
+    """The accepted child of `node` `[B]` (-1: none) and the distribution `[B, V]` left when all were rejected."""
+    is_child = tree.parents == node[:, None]  # [B, N]
+    rank = is_child.cumsum(-1) - 1  # [B, N]
+    rounds = int(is_child.sum(-1).max()) if tree.tokens.device.type == "cpu" else tree.max_nodes - 1
+    chances = sampling.uniform(depth, max(rounds, 1))  # [B, rounds]
+    accepted = torch.full_like(node, -1)
+    for turn in range(rounds):
+        match = is_child & (rank == turn)  # [B, N]
+        trying = match.any(-1) & (accepted < 0)  # [B]
+        child = match.int().argmax(-1)
+        token = tree.tokens.gather(1, child[:, None])  # [B, 1]
+        target, draft = target_probs.gather(1, token)[:, 0], draft_probs.gather(1, token)[:, 0]  # [B]
+        # a child the draft gives no probability to cannot have been drawn from it: it counts as fixed
+        drawn = draft > 0
+        accept = trying & (chances[:, turn] * torch.where(drawn, draft, 1.0) < target)
+        accepted = torch.where(accept, child, accepted)
+        rejected = (trying & ~accept)[:, None]
+        left = torch.where(drawn[:, None], target_probs - draft_probs, target_probs.scatter(1, token, 0.0))
+        target_probs = torch.where(rejected, _normalise(left.clamp_min(0), target_probs), target_probs)
+        draft_probs = torch.where(rejected, _normalise(draft_probs.scatter(1, token, 0.0), None), draft_probs)
+    return accepted, target_probs
+
+
+def _normalise(weights: Tensor, otherwise: Tensor | None) -> Tensor:
+    """`[B, V]` weights that sum to one; `otherwise` (None: zeros) where there is nothing left but rounding."""
+    total = weights.sum(-1, keepdim=True)
+    fallback = torch.zeros_like(weights) if otherwise is None else otherwise
+    return torch.where(total > 0, weights / total.clamp_min(1e-38), fallback)

@@ -1,0 +1,408 @@
+"""The library's face: `generate` on tensors, `SpeculativeDecoder` on text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from specdec import loading
+from specdec.core import AcceptanceRule, Drafter
+from specdec.decode import Generation, Request, decode
+from specdec.inspection import check_architecture, check_length, max_positions
+from specdec.metrics import DecodingStats
+from specdec.sampling import SamplingParams, as_params
+from specdec.target import Target
+
+VOCABULARY_SLACK = 1024  # models of one family pad their embeddings differently
+
+Chat = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOutput:
+    """What `generate` returns.
+
+    Attributes:
+        sequences: `[B, L + n]` int64, the prompts as given, then the new tokens, right padded.
+        stats: counts, times and metrics.
+    """
+
+    sequences: Tensor
+    stats: DecodingStats
+
+
+@dataclass(frozen=True, slots=True)
+class TextOutput:
+    """What `SpeculativeDecoder.generate` returns.
+
+    Attributes:
+        text: the continuation; a list of them if a list of prompts was given.
+        tokens: new token ids of every prompt.
+        stats: counts, times and metrics.
+    """
+
+    text: str | list[str]
+    tokens: list[list[int]]
+    stats: DecodingStats
+
+
+def generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    drafter: object = "ngram",
+    tree: object = None,
+    acceptance: object = "coupled",
+    sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+    max_new_tokens: int = 128,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    streamer: BaseStreamer | None = None,
+    backend: str = "auto",
+    allow_targets: Collection[str] = (),
+) -> GenerateOutput:
+    """Continue prompts with speculative decoding.
+
+    Args:
+        model: any transformers causal LM with replaceable attention; it is left as it was.
+        input_ids: `[B, L]` int64, left or right padded.
+        attention_mask: `[B, L]`, 0 where padded; None if nothing is.
+        drafter: a name in conf/drafter, a mapping with `_target_`, a dotted path, a Drafter, or a transformers model,
+            which then is the draft model.
+        tree: shape of the drafts (name, mapping or TreePolicy) for drafters that take one; None for their own.
+        acceptance: a name in conf/acceptance, or a rule.
+        sampling: for all rows, or one per row. The same seed gives the same text in every row.
+        max_new_tokens: never more new tokens than these.
+        eos_token_id: ids that end a text; None for the model's own.
+        pad_token_id: fills up shorter texts; None for the model's own, or its first eos.
+        stop_strings: a text ends with the token that completes one of these; needs `tokenizer`.
+        tokenizer: only for `stop_strings`.
+        logits_processor: transformers' processors, applied at every node with that node's own path as its history.
+        stopping_criteria: transformers' criteria, asked after every token.
+        streamer: a transformers streamer, for one row.
+        backend: of tree attention.
+        allow_targets: see `loading.build`.
+
+    Raises:
+        ValueError: anything about the input, the model or the settings is wrong; the message says what to do.
+    """
+    check_architecture(model)
+    prompts = _prompts(input_ids, attention_mask, model.config.get_text_config().vocab_size)
+    _check_count(max_new_tokens)
+    eos = _eos_ids(model, eos_token_id)
+    check_length(model, max(map(len, prompts)) + max_new_tokens, max_positions(model))
+    if streamer is not None and len(prompts) > 1:
+        raise ValueError(f"a streamer takes one row at a time; got {len(prompts)} rows")
+    criteria = _criteria(stopping_criteria, stop_strings, tokenizer)
+    settings = as_params(sampling, len(prompts))
+    requests = [
+        Request(p, max_new_tokens, s, eos, logits_processor, criteria) for p, s in zip(prompts, settings, strict=True)
+    ]
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
+    engine = Engine(model, drafter, tree, acceptance, backend=backend, allow_targets=allow_targets)
+    stats = DecodingStats()
+    texts: list[list[int]] = [[] for _ in prompts]
+    for generation, tokens in engine.run(requests, stats) if max_new_tokens else ():
+        texts[generation.index] += tokens
+        if streamer is not None:
+            streamer.put(torch.tensor(tokens))
+    if streamer is not None:
+        streamer.end()
+    return GenerateOutput(_padded(input_ids, texts, _pad_id(model, pad_token_id, eos)), stats)
+
+
+class Engine:
+    """A target, a drafter and a rule, looked over and ready to serve requests of token ids."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        drafter: object,
+        tree: object,
+        acceptance: object,
+        *,
+        backend: str = "auto",
+        allow_targets: Collection[str] = (),
+    ):
+        self.rule: AcceptanceRule = loading.build("acceptance", acceptance, allow_targets=allow_targets)
+        self.drafter = make_drafter(drafter, tree, allow_targets)
+        check_fit(self.drafter, model)
+        self.target = Target(model, backend=backend, hidden_layers=self.drafter.needs.hidden_layers)
+
+    def run(self, requests: Sequence[Request], stats: DecodingStats) -> Iterator[tuple[Generation, list[int]]]:
+        """Serve all requests at once, a slot each; yields new tokens after every step."""
+        longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
+        return decode(
+            self.target, self.drafter, self.rule, requests, slots=len(requests), max_length=longest, stats=stats
+        )
+
+
+def make_drafter(drafter: object, tree: object = None, allow_targets: Collection[str] = ()) -> Drafter:
+    """See `generate`.
+
+    Raises:
+        ValueError: unknown, or it takes no tree.
+    """
+    if isinstance(drafter, PreTrainedModel):
+        drafter = {"_target_": "specdec.drafters.draft_model.DraftModel", "model": drafter}
+    policy = None if tree is None else loading.build("tree", tree, allow_targets=allow_targets)
+    settings = {} if policy is None else {"tree": policy}
+    made: Drafter = loading.build("drafter", drafter, allow_targets=allow_targets, **settings)
+    for name in ("needs", "open", "start", "propose", "observe"):
+        if not hasattr(made, name):
+            raise ValueError(f"drafter {made!r} has no {name}; see specdec.core.Drafter for what a drafter needs")
+    return made
+
+
+def check_fit(drafter: Drafter, model: PreTrainedModel) -> None:
+    """A drafter that says its `vocab_size` must have the target's, up to padding of the embedding.
+
+    Raises:
+        ValueError: it has another.
+    """
+    own, wanted = getattr(drafter, "vocab_size", None), model.config.get_text_config().vocab_size
+    if own is not None and abs(own - wanted) >= min(VOCABULARY_SLACK, wanted // 8):
+        raise ValueError(
+            f"the drafter has a vocabulary of {own} tokens, the target of {wanted}; use a drafter made for this target"
+        )
+
+
+class SpeculativeDecoder:
+    """Text in, text out. Make one, use it many times.
+
+    Args:
+        model: a transformers causal LM.
+        tokenizer: its tokenizer.
+        drafter, tree, acceptance, backend, allow_targets: as in `generate`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        drafter: object = "ngram",
+        tree: object = None,
+        acceptance: object = "coupled",
+        backend: str = "auto",
+        allow_targets: Collection[str] = (),
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.engine = Engine(model, drafter, tree, acceptance, backend=backend, allow_targets=allow_targets)
+
+    @staticmethod
+    def from_pretrained(
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        trust_remote_code: bool = False,
+        **settings: Any,
+    ) -> SpeculativeDecoder:
+        """Load a model and its tokenizer: a zoo name, a folder or a hub id. Other arguments as for the class."""
+        tokenizer = loading.load_tokenizer(name, trust_remote_code)
+        model = loading.load_model(name, device, dtype, trust_remote_code)
+        return SpeculativeDecoder(model, tokenizer, **settings)
+
+    def generate(
+        self,
+        prompts: str | Chat | Sequence[str | Chat],
+        *,
+        max_new_tokens: int = 128,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+    ) -> TextOutput:
+        """Continue one prompt or several at once. A chat (list of messages) goes through the tokenizer's template.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        single = isinstance(prompts, str) or _is_chat(prompts)
+        several: Sequence[Any] = [prompts] if single else prompts
+        ids = [self._encode(p) for p in several]
+        settings = as_params(sampling, len(ids))
+        criteria = _criteria(stopping_criteria, stop_strings, self.tokenizer)
+        requests = [
+            self._request(p, max_new_tokens, s, logits_processor, criteria) for p, s in zip(ids, settings, strict=True)
+        ]
+        stats = DecodingStats()
+        tokens: list[list[int]] = [[] for _ in ids]
+        for generation, new in self.engine.run(requests, stats) if max_new_tokens else ():
+            tokens[generation.index] += new
+        texts = [self.tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
+        return TextOutput(texts[0] if single else texts, tokens, stats)
+
+    def stream(
+        self,
+        prompt: str | Chat,
+        *,
+        max_new_tokens: int = 128,
+        sampling: SamplingParams | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        stats: DecodingStats | None = None,
+    ) -> Iterator[str]:
+        """Pieces of text as they are decided. Joined, they are what `generate` returns. Stop reading at any time."""
+        criteria = _criteria(None, stop_strings, self.tokenizer)
+        request = self._request(self._encode(prompt), max_new_tokens, sampling or SamplingParams(), None, criteria)
+        return self._stream(request, stats if stats is not None else DecodingStats())
+
+    def _stream(self, request: Request, stats: DecodingStats) -> Iterator[str]:
+        pieces = TextPieces(self.tokenizer)
+        for _, tokens in self.engine.run([request], stats) if request.max_new_tokens else ():
+            if piece := pieces.push(tokens):
+                yield piece
+        if piece := pieces.flush():
+            yield piece
+
+    def _encode(self, prompt: str | Chat) -> list[int]:
+        if isinstance(prompt, str):
+            ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        elif self.tokenizer.chat_template is None:
+            raise ValueError("a chat was given, but the tokenizer has no chat template; give a string")
+        else:
+            ids = self.tokenizer.apply_chat_template(
+                list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        if not ids:
+            raise ValueError("a prompt is empty; give at least one token, for example the tokenizer's bos token")
+        return ids
+
+    def _request(
+        self,
+        ids: list[int],
+        max_new_tokens: int,
+        sampling: SamplingParams,
+        processors: LogitsProcessorList | None,
+        criteria: StoppingCriteriaList | None,
+    ) -> Request:
+        _check_count(max_new_tokens)
+        check_length(self.model, len(ids) + max_new_tokens, self.engine.target.max_positions)
+        return Request(ids, max_new_tokens, sampling, _eos_ids(self.model, None), processors, criteria)
+
+
+class TextPieces:
+    """Token ids to text piece by piece: a piece never ends inside a character, and costs the same however long the text.
+
+    Tokens are decoded together with the few before them, because a tokenizer may write a token differently at the
+    beginning of a text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self._tokenizer = tokenizer
+        self._before: list[int] = []  # already given out, kept as context
+        self._waiting: list[int] = []
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """The text that `tokens` complete."""
+        self._waiting += tokens
+        piece = self._decode()
+        if piece.endswith("\ufffd"):  # perhaps the beginning of a character
+            return ""
+        return self._take(piece)
+
+    def flush(self) -> str:
+        """What is left at the end."""
+        return self._take(self._decode())
+
+    def _take(self, piece: str) -> str:
+        if piece:
+            self._before, self._waiting = self._waiting, []
+        return piece
+
+    def _decode(self) -> str:
+        before = self._tokenizer.decode(self._before, skip_special_tokens=True)
+        return self._tokenizer.decode(self._before + self._waiting, skip_special_tokens=True)[len(before) :]
+
+
+def _is_chat(prompts: object) -> bool:
+    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], Mapping)
+
+
+def _check_count(max_new_tokens: object) -> None:
+    if type(max_new_tokens) is not int or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 0")
+
+
+def _prompts(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> list[list[int]]:
+    """Rows without their padding."""
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+        got = f"{input_ids.dtype} of shape {list(input_ids.shape)}" if isinstance(input_ids, Tensor) else repr(input_ids)
+        raise ValueError(f"input_ids is {got}; expected integers of shape [batch, length]")
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {list(attention_mask.shape)}; expected that of input_ids, {list(input_ids.shape)}"
+        )
+    keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    prompts = [
+        [t for t, k in zip(row, kept, strict=True) if k]
+        for row, kept in zip(input_ids.tolist(), keep.tolist(), strict=True)
+    ]
+    if not prompts:
+        raise ValueError("input_ids has no rows; give at least one prompt")
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"the prompt in row {row} is empty; give at least one token, for example the bos token")
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            wrong = next(t for t in prompt if not 0 <= t < vocab_size)
+            raise ValueError(f"row {row} has token id {wrong}; the model's ids go from 0 to {vocab_size - 1}")
+    return prompts
+
+
+def _eos_ids(model: PreTrainedModel, given: int | Sequence[int] | None) -> frozenset[int]:
+    config = model.generation_config
+    ids = given if given is not None else (config.eos_token_id if config is not None else None)
+    if ids is None:
+        ids = model.config.get_text_config().eos_token_id
+    return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _pad_id(model: PreTrainedModel, given: int | None, eos: frozenset[int]) -> int:
+    if given is not None:
+        return given
+    config = model.generation_config
+    own = config.pad_token_id if config is not None else None
+    return own if own is not None else min(eos, default=0)
+
+
+def _criteria(
+    given: StoppingCriteriaList | None,
+    stop_strings: str | Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> StoppingCriteriaList | None:
+    criteria = StoppingCriteriaList(given or [])
+    strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or [])
+    if strings:
+        if not all(strings):
+            raise ValueError("a stop string is empty; every text would end at once")
+        if tokenizer is None:
+            raise ValueError("stop_strings needs the tokenizer; pass tokenizer=")
+        criteria.append(StopStringCriteria(tokenizer, strings))
+    return criteria or None
+
+
+def _padded(input_ids: Tensor, texts: list[list[int]], pad: int) -> Tensor:
+    """`[B, L + n]`."""
+    longest = max(map(len, texts))
+    rows = [text + [pad] * (longest - len(text)) for text in texts]
+    new = torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device).view(len(texts), longest)
+    return torch.cat([input_ids, new], 1)

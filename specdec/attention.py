@@ -1,0 +1,130 @@
+"""Our attention inside an unmodified transformers model.
+
+A function registered with transformers' AttentionInterface gets every layer's queries, and the arena from our cache; who
+sees what (`Visibility`) travels down as a keyword argument. `plugged_in` switches a model to it for the length of a
+forward pass and back, so that the user's model stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+
+from specdec.kernels.tree_attention import Plan, make_plan, packed, tree_attention
+
+NAME = "specdec_tree"
+BACKENDS = ("auto", "packed", "sdpa", "naive", "triton")
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Who sees what in one forward pass of packed rows; the same for every layer. Fields as in `tree_attention`.
+
+    Attributes:
+        block_table: `[B, P]` int32.
+        row_starts: `[B + 1]` int32.
+        context_lens: `[B]` int32, committed tokens.
+        tree_sizes: `[B]` int32, nodes in the scratch places, those of earlier passes included.
+        words: `[R, W]` int64, or None for causal chains.
+        backend: one of BACKENDS, but not auto.
+    """
+
+    block_table: Tensor
+    row_starts: Tensor
+    context_lens: Tensor
+    tree_sizes: Tensor
+    words: Tensor | None
+    backend: str
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What the packed path reads to the host, once per pass."""
+        return make_plan(self.block_table, self.row_starts, self.context_lens, self.tree_sizes, self.words)
+
+
+def choose_backend(backend: str, device: torch.device) -> str:
+    """What `auto` stands for on this device.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}; expected one of: {', '.join(BACKENDS)}")
+    if backend != "auto":
+        return backend
+    return "triton" if device.type == "cuda" else "packed"
+
+
+def tree_attention_forward(
+    module: nn.Module,
+    query: Tensor,  # [1, Hq, R, D]
+    key: Tensor,  # [B, Hkv, room, D], the arena of this layer
+    value: Tensor,  # [B, Hkv, room, Dv]
+    attention_mask: Tensor | None,
+    *,
+    specdec_rows: Visibility | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature; returns `[1, R, Hq, Dv]`.
+
+    Raises:
+        ValueError: the model did not hand the keyword argument down to its attention layers.
+    """
+    rows = specdec_rows
+    if rows is None:
+        raise ValueError(f"{type(module).__name__} does not hand keyword arguments down to its attention function")
+    q = query[0].transpose(0, 1)  # [R, Hq, D]
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    window, cap = sliding_window or 0, softcap or 0.0
+    if rows.backend == "packed":
+        output = packed.attend(q, key, value, rows.plan, scale=scale, window=window, softcap=cap, sinks=s_aux)
+    else:
+        output = tree_attention(
+            q,
+            key,
+            value,
+            rows.block_table,
+            rows.row_starts,
+            rows.context_lens,
+            rows.tree_sizes,
+            rows.words,
+            scale=scale,
+            window=window,
+            softcap=cap,
+            sinks=s_aux,
+            backend=rows.backend,
+        )
+    return output[None], None
+
+
+AttentionInterface.register(NAME, tree_attention_forward)
+
+
+def attention_configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Every config object that a module of `model` reads its attention implementation from, once."""
+    configs = {id(c): c for m in model.modules() if isinstance(c := getattr(m, "config", None), PreTrainedConfig)}
+    return list(configs.values())
+
+
+@contextmanager
+def plugged_in(configs: Sequence[PreTrainedConfig], name: str = NAME) -> Iterator[None]:
+    """Within the block, models with these configs use our attention (or another, by `name`)."""
+    before = [c._attn_implementation_internal for c in configs]
+    for config in configs:
+        config._attn_implementation_internal = name
+    try:
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation

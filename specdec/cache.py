@@ -1,0 +1,132 @@
+"""TreeCache: the KV of every slot, with room behind the committed tokens for the nodes of a tree.
+
+A slot with P committed tokens keeps token i at place i; node j of its tree is written at P + j. Committing a path moves
+its nodes' KV next to the committed ones. The arena is allocated once, one page per slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec.kernels.kv_commit import kv_commit
+
+MAX_SPANS = 4  # up to here a copy per sequence costs less than one indexed write (measured on a CPU)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """One layer's KV: heads and head sizes (value heads may be narrower than key heads)."""
+
+    heads: int
+    key_size: int
+    value_size: int
+    dtype: torch.dtype
+
+
+class TreeCache:
+    """KV arena for `capacity` slots of `room` places each (committed tokens and scratch together).
+
+    Attributes:
+        lengths: `[B]` int32, committed tokens of every slot. Only `commit`, `append` and `release` change them.
+        keys, values: per layer `[B, heads, room, head size]`, zero at first (kernels read whole tiles).
+    """
+
+    def __init__(self, layers: Sequence[LayerShape], capacity: int, room: int, device: torch.device):
+        self.capacity, self.room, self.device = capacity, room, device
+        self.lengths = torch.zeros(capacity, dtype=torch.int32, device=device)
+        self.block_table = torch.arange(capacity, dtype=torch.int32, device=device)[:, None]  # [B, 1]
+        shapes = list(layers)
+        self._arenas: list[Tensor] = []  # [layers, B, heads, room, size]: all layers of a shape move in one operation
+        self.keys = self._allocate([(s.heads, s.key_size, s.dtype) for s in shapes])
+        self.values = self._allocate([(s.heads, s.value_size, s.dtype) for s in shapes])
+
+    def _allocate(self, shapes: list[tuple[int, int, torch.dtype]]) -> list[Tensor]:
+        views: dict[int, Tensor] = {}
+        for shape in dict.fromkeys(shapes):
+            layers = [i for i, s in enumerate(shapes) if s == shape]
+            heads, size, dtype = shape
+            arena = torch.zeros(len(layers), self.capacity, heads, self.room, size, dtype=dtype, device=self.device)
+            self._arenas.append(arena)
+            views |= dict(zip(layers, arena, strict=True))
+        return [views[i] for i in range(len(shapes))]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arena."""
+        return sum(a.nbytes for a in self._arenas)
+
+    def append(self, slots: Tensor, counts: Tensor) -> None:
+        """The first `counts` scratch nodes of `slots` are committed where they stand (prefill, chains)."""
+        self.lengths.index_add_(0, slots, counts.to(torch.int32))
+
+    def commit(self, path: Tensor, num_accepted: Tensor) -> None:
+        """Keep a path of every slot. `path` `[B, D]` scratch nodes, ascending, -1 padded; `num_accepted` `[B]`."""
+        kv_commit(self._arenas, self.block_table, self.lengths, path, num_accepted)
+        self.lengths += num_accepted.to(torch.int32)
+
+    def release(self, slot: int) -> None:
+        """Forget the sequence in `slot`."""
+        self.lengths[slot] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the packed rows of one forward pass go.
+
+    Attributes:
+        slots, places: `[R]` int64, slot and place of every row.
+        spans: the same as (slot, first place, first row, rows) per sequence where the host knows it and they are few.
+    """
+
+    slots: Tensor
+    places: Tensor
+    spans: Sequence[tuple[int, int, int, int]] = ()
+
+    def write(self, arena: Tensor, rows: Tensor) -> None:
+        """Put `rows` `[heads, R, size]` into one layer's `arena` `[B, heads, room, size]`."""
+        if not self.spans:
+            arena[self.slots, :, self.places] = rows.transpose(0, 1)
+            return
+        for slot, place, first, count in self.spans:
+            arena[slot, :, place : place + count] = rows[:, first : first + count]
+
+
+class CacheView:
+    """The cache as a transformers model sees it during one forward pass.
+
+    `update` stores the new rows and hands the whole arena to the attention function, which knows the lengths. It
+    answers what masks and positions are made from, though our attention needs no mask and rows carry their positions.
+    """
+
+    is_compileable = False
+
+    def __init__(self, cache: TreeCache, places: Places):
+        self._cache = cache
+        self._places = places
+        self.is_sliding = [False] * len(cache.keys)
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """`key`, `value` `[1, heads, R, size]` of the packed rows; returns this layer's arena."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        self._places.write(keys, key[0])
+        self._places.write(values, value[0])
+        return keys, values
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Nothing may be derived from it: rows carry their own positions."""
+        return 0
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        """See `get_seq_length`."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
+        """Key length and offset of a mask."""
+        return query_length, 0
+
+    def __len__(self) -> int:
+        return len(self._cache.keys)

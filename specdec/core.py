@@ -1,0 +1,139 @@
+"""The nouns and contracts everything else is written against. Read this file first.
+
+A step: `drafter.propose` gives a TokenTree, `target.verify` runs all its nodes in one forward pass, the acceptance rule
+turns logits into a Verdict, `target.commit` keeps the accepted path's KV, and `drafter.observe` learns from it.
+B is the number of slots: a sequence in every slot, or none (a tree of size 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from specdec.tree.token_tree import TokenTree
+
+if TYPE_CHECKING:
+    from specdec.sampling import DraftNoise, StepSampling
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the acceptance rule decided.
+
+    Attributes:
+        path: `[B, D]` int64, node ids from the root down, -1 padded. The root is always on it.
+        num_accepted: `[B]` int64, length of the path, the root included; 0 for an empty slot. It is also the number of
+            tokens the step emits: the path's tokens below the root, and `next_token`.
+        next_token: `[B]` int64, the target's own token after the path: the root of the next tree.
+    """
+
+    path: Tensor
+    num_accepted: Tensor
+    next_token: Tensor
+
+    def emitted(self, tree: TokenTree) -> Tensor:
+        """`[B, D]` int64: the step's new tokens in text order; entries from `num_accepted` on mean nothing."""
+        following = torch.cat([self.path[:, 1:], self.path.new_full((len(self.path), 1), -1)], 1)  # [B, D]
+        tokens = tree.tokens.gather(1, following.clamp_min(0))
+        return torch.where(following >= 0, tokens, self.next_token[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOutput:
+    """Results of one forward pass.
+
+    Attributes:
+        logits: `[B, N, V]` in the model's dtype; rows of padding nodes mean nothing.
+        hidden: for every layer asked for, `[B, N, H]`: the output of that decoder layer; -1 is the input of the LM head.
+    """
+
+    logits: Tensor
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftNeeds:
+    """What a drafter asks of the loop.
+
+    Attributes:
+        max_nodes: most nodes a proposed tree can have, the root included.
+        hidden_layers: layers whose outputs `start` and `observe` must get.
+    """
+
+    max_nodes: int
+    hidden_layers: tuple[int, ...] = ()
+
+
+class Drafter(Protocol):
+    """Proposes trees. A new method is one file in drafters/ and one yaml in conf/drafter/.
+
+    The object holds weights and settings; everything of a request lives in the state that `open` returns, so one
+    drafter serves many decoders.
+    """
+
+    needs: DraftNeeds
+
+    def open(self, capacity: int, max_length: int, device: torch.device) -> Any:
+        """Buffers for `capacity` slots of at most `max_length` tokens. Trees must come out on `device`."""
+
+    def start(self, state: Any, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
+        """Requests enter free slots. `prefill.hidden` holds the prompts' hidden states, `[len(slots), L, H]`."""
+
+    def propose(self, state: Any, roots: Tensor, noise: DraftNoise) -> TokenTree:
+        """A tree for every slot. `roots` `[B]` int64 is the last committed token, -1 for an empty slot (size 0)."""
+
+    def observe(self, state: Any, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
+        """What became of the last proposal. Not called before `propose`."""
+
+
+class AcceptanceRule(Protocol):
+    """Decides which path of the tree becomes text.
+
+    Attributes:
+        lossless: the text is distributed as the target alone would write it.
+        shared_noise: drafters that sample are given the target's own noise (else independent noise, and the rule wants
+            `draft_probs`).
+    """
+
+    lossless: ClassVar[bool]
+    shared_noise: ClassVar[bool]
+
+    def __call__(self, tree: TokenTree, logits: Tensor, sampling: StepSampling) -> Verdict:
+        """`logits` `[B, N, V]` of every node; see Verdict for what comes back."""
+
+
+@runtime_checkable
+class TreePolicy(Protocol):
+    """Gives a tree its shape, level by level, from log-probabilities alone. Knows no drafter.
+
+    Attributes:
+        depth: levels below the root.
+        max_nodes: most nodes of a finished tree, the root included.
+        fixed_shape: the shape never depends on the tokens. Only then may children be drawn at random for a rule that
+            needs their distribution: keeping a drawn child because of what it is would bias the text.
+    """
+
+    depth: int
+    max_nodes: int
+    fixed_shape: bool
+
+    def branching(self, level: int) -> int:
+        """Children to draft for each node of the frontier at `level` (0 is the root)."""
+
+    def grow(self, level: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose among the candidates below the frontier.
+
+        Args:
+            scores: `[B, F, K]` float32, log-probability of each candidate's whole path.
+
+        Returns:
+            Indices into the flattened `F * K` candidates: those kept `[B, M]`, ascending, and those to expand next, as
+            indices into the kept ones `[B, F']`, ascending.
+        """
+
+    def prune(self, scores: Tensor) -> Tensor | None:
+        """Indices `[B, max_nodes - 1]`, ascending, of the nodes to keep out of all kept `[B, M]`; None keeps all."""

@@ -1,0 +1,236 @@
+"""What is counted while decoding, and every ratio made from it, each defined once.
+
+Counts are kept; ratios are divided once, at the end, so that runs can be added up. A step is one verify pass over one
+sequence. Every step emits the accepted draft tokens and one token of the target's own (the bonus): both are counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+PHASES = ("prefill", "draft", "verify", "accept", "commit", "host")
+
+
+@dataclass(slots=True)
+class RequestStats:
+    """Counts and times of one request.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        accept_lengths: emitted tokens of every step, in order, the bonus included and nothing past the end. The first
+            token comes from the prefill and belongs to no step.
+        nodes: proposed draft nodes (roots not counted).
+        proposed_depth: sum over steps of the tree's height: draft tokens proposed along the depth.
+        accepted: accepted draft tokens (bonus not counted, cut or not).
+        offered_by_depth: steps in which the walk stood at a node of depth d - 1 that had children, for d = 1, 2, ...
+        accepted_by_depth: steps in which a node of depth d was accepted, for d = 1, 2, ...
+        start, first, end: seconds on one clock: entering, first token, last token.
+    """
+
+    prompt_tokens: int = 0
+    accept_lengths: list[int] = field(default_factory=list)
+    nodes: int = 0
+    proposed_depth: int = 0
+    accepted: int = 0
+    offered_by_depth: list[int] = field(default_factory=list)
+    accepted_by_depth: list[int] = field(default_factory=list)
+    start: float = 0.0
+    first: float = 0.0
+    end: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Verify passes that served this request."""
+        return len(self.accept_lengths)
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens emitted, the prefill's first one included."""
+        return sum(self.accept_lengths) + (self.first > 0)
+
+    @property
+    def ttft(self) -> float:
+        """Seconds from entering to the first token."""
+        return self.first - self.start
+
+    @property
+    def tpot(self) -> float:
+        """Seconds per output token after the first."""
+        return (self.end - self.first) / max(self.new_tokens - 1, 1)
+
+    @property
+    def mean_accepted_length(self) -> float:
+        """This request's emitted tokens per step; NaN without a step."""
+        return _ratio(sum(self.accept_lengths), self.steps)
+
+    def record(self, emitted: int, kept: int, size: int, height: int, offered: bool) -> None:
+        """One step: `emitted` tokens of which `kept` were before the end; the tree's size and height; whether the node
+        at which the walk stopped had children."""
+        self.accept_lengths.append(kept)
+        self.nodes += size - 1
+        self.proposed_depth += height
+        self.accepted += emitted - 1
+        reached = emitted if offered else emitted - 1
+        for counts, depth in ((self.offered_by_depth, reached), (self.accepted_by_depth, emitted - 1)):
+            counts.extend([0] * (depth - len(counts)))
+            for d in range(depth):
+                counts[d] += 1
+
+
+@dataclass(slots=True)
+class DecodingStats:
+    """All requests of a call, and where the time went.
+
+    Attributes:
+        requests: one entry per request, in the order given.
+        phases: seconds per phase: prefill, draft (propose and observe), verify, accept, commit, host (the rest).
+        forwards: verify passes of the whole batch.
+    """
+
+    requests: list[RequestStats] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    forwards: int = 0
+
+    def _sum(self, name: str) -> int:
+        return sum(getattr(r, name) for r in self.requests)
+
+    @property
+    def steps(self) -> int:
+        """Sum of the requests' steps."""
+        return self._sum("steps")
+
+    @property
+    def new_tokens(self) -> int:
+        """Sum of the requests' new tokens."""
+        return self._sum("new_tokens")
+
+    @property
+    def accept_lengths(self) -> list[list[int]]:
+        """Emitted tokens of every step, per request."""
+        return [r.accept_lengths for r in self.requests]
+
+    @property
+    def mean_accepted_length_pooled(self) -> float:
+        """Sum of emitted tokens / sum of steps, bonus included."""
+        return _ratio(sum(sum(r.accept_lengths) for r in self.requests), self.steps)
+
+    @property
+    def mean_accepted_length_per_request(self) -> float:
+        """Mean over requests of their own mean accepted length."""
+        means = [r.mean_accepted_length for r in self.requests if r.steps]
+        return _ratio(sum(means), len(means))
+
+    @property
+    def block_efficiency(self) -> float:
+        """Tokens per target forward of a request: (emitted tokens + the prefill's) / (steps + 1 prefill)."""
+        started = sum(r.first > 0 for r in self.requests)
+        return _ratio(self.new_tokens, self.steps + started)
+
+    @property
+    def draft_acceptance_rate(self) -> float:
+        """Accepted draft tokens / draft tokens proposed along the depth (a tree proposes its height)."""
+        return _ratio(self._sum("accepted"), self._sum("proposed_depth"))
+
+    @property
+    def node_acceptance_rate(self) -> float:
+        """Accepted draft tokens / proposed draft nodes."""
+        return _ratio(self._sum("accepted"), self._sum("nodes"))
+
+    @property
+    def acceptance_by_depth(self) -> dict[str, list[float]]:
+        """For depth 1, 2, ...: `conditional`, accepted given that the walk stood one level above at a node with
+        children; `unconditional`, accepted in a step at all."""
+        offered = _add(r.offered_by_depth for r in self.requests)
+        accepted = _add(r.accepted_by_depth for r in self.requests)
+        accepted += [0] * (len(offered) - len(accepted))
+        return {
+            "conditional": [_ratio(a, o) for a, o in zip(accepted, offered, strict=True)],
+            "unconditional": [_ratio(a, self.steps) for a in accepted],
+        }
+
+    @property
+    def decode_seconds(self) -> float:
+        """Seconds of all phases but the prefill."""
+        return sum(s for phase, s in self.phases.items() if phase != "prefill")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens / seconds of all phases, the prefill included."""
+        return _ratio(self.new_tokens, sum(self.phases.values()))
+
+    @property
+    def phase_share(self) -> dict[str, float]:
+        """Each decoding phase's share of `decode_seconds`."""
+        return {p: _ratio(s, self.decode_seconds) for p, s in self.phases.items() if p != "prefill"}
+
+    def summary(self) -> dict[str, object]:
+        """Every metric by its name, for trackers and reports."""
+        names = (
+            "steps new_tokens mean_accepted_length_pooled mean_accepted_length_per_request block_efficiency "
+            "draft_acceptance_rate node_acceptance_rate acceptance_by_depth tokens_per_second phase_share"
+        )
+        return {name: getattr(self, name) for name in names.split()}
+
+    @staticmethod
+    def merge(parts: Iterable[DecodingStats]) -> DecodingStats:
+        """Counts and times of several calls added up."""
+        total = DecodingStats()
+        for part in parts:
+            total.requests += part.requests
+            total.forwards += part.forwards
+            for phase, seconds in part.phases.items():
+                total.phases[phase] += seconds
+        return total
+
+
+class PhaseClock:
+    """Adds the time since the last lap to a phase. On a GPU it records events and reads them when asked."""
+
+    def __init__(self, stats: DecodingStats, device: torch.device):
+        self._stats = stats
+        self._cuda = device.type == "cuda"
+        self._events: list[tuple[str, torch.cuda.Event]] = []
+        self._last = time.perf_counter()
+        self.lap("host")
+
+    def lap(self, phase: str) -> None:
+        """What happened since the last lap was `phase`."""
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append((phase, event))
+            return
+        now = time.perf_counter()
+        self._stats.phases[phase] += now - self._last
+        self._last = now
+
+    def skip(self) -> None:
+        """What happened since the last lap was not ours (a consumer of a stream)."""
+        if not self._cuda:
+            self._last = time.perf_counter()
+
+    def finish(self) -> None:
+        """Settle events into seconds."""
+        if not self._events:
+            return
+        torch.cuda.synchronize()
+        for (_, before), (phase, event) in zip(self._events, self._events[1:], strict=False):
+            self._stats.phases[phase] += before.elapsed_time(event) / 1000
+        self._events.clear()
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else float("nan")
+
+
+def _add(rows: Iterable[Sequence[int]]) -> list[int]:
+    total: list[int] = []
+    for row in rows:
+        total.extend([0] * (len(row) - len(total)))
+        for i, count in enumerate(row):
+            total[i] += count
+    return total

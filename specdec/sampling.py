@@ -1,0 +1,329 @@
+"""Sampling: the only place where temperature, top-k, top-p, min-p, penalties, processors and noise live.
+
+`SamplingParams` is what a user asks for. `Sampler` holds it for every slot, with what processors need of the text so
+far. `StepSampling` is the sampler at one step: rules draw the target's tokens with it, drafters theirs (`DraftNoise`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from specdec import noise
+
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose a token from logits. Applied in the order transformers uses: penalty, processors, the rest.
+
+    Attributes:
+        temperature: 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens with this much probability; 1 keeps all.
+        min_p: keep tokens with at least this share of the most likely one's probability; 0 keeps all.
+        repetition_penalty: CTRL's penalty on tokens of the prompt and of the text so far; 1 is none.
+        seed: the same seed, prompt and settings give the same text, alone or in any batch.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        numbers = ("temperature", "top_p", "min_p", "repetition_penalty")
+        checks = {name: (_is_number(getattr(self, name)), "a finite number") for name in numbers}
+        checks |= {name: (type(getattr(self, name)) is int, "an integer") for name in ("top_k", "seed")}
+        self._check(checks)
+        self._check(
+            {
+                "temperature": (self.temperature >= 0, "at least 0 (0 takes the most likely token)"),
+                "top_k": (self.top_k >= 0, "at least 0 (0 keeps all tokens)"),
+                "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+                "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
+                "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 is no penalty)"),
+            }
+        )
+
+    def _check(self, checks: Mapping[str, tuple[bool, str]]) -> None:
+        for name, (valid, expected) in checks.items():
+            if not valid:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)!r}; expected {expected}")
+
+    @staticmethod
+    def from_dict(values: Mapping[str, object]) -> SamplingParams:
+        """From a yaml or a request.
+
+        Raises:
+            ValueError: a key is unknown; the message names the known ones.
+        """
+        known = [f.name for f in fields(SamplingParams)]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"unknown sampling setting {key!r}; expected one of: {', '.join(known)}")
+        return SamplingParams(**values)  # type: ignore[arg-type]
+
+    def warpers(self) -> LogitsProcessorList | None:
+        """transformers' own warpers for these settings; None where they would not change which token is drawn."""
+        if self.temperature == 0:
+            return None
+        chosen = LogitsProcessorList()
+        if self.temperature != 1:
+            chosen.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k:
+            chosen.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            chosen.append(TopPLogitsWarper(self.top_p))
+        if self.min_p > 0:
+            chosen.append(MinPLogitsWarper(self.min_p))
+        return chosen or None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Sampler:
+    """The sampling settings of every slot.
+
+    Args:
+        capacity: slots, B.
+        vocab_size: V.
+        device: of the logits.
+    """
+
+    def __init__(self, capacity: int, vocab_size: int, device: torch.device):
+        self.vocab_size = vocab_size
+        self.device = device
+        self._params = [SamplingParams()] * capacity
+        self._processors: dict[int, LogitsProcessorList] = {}  # slot -> the user's own
+        self._texts: dict[int, list[int]] = {}  # slot -> prompt and text so far, kept up to date by the loop
+        self._penalties = torch.ones(capacity, device=device)  # [B]
+        self._present: Tensor | None = None  # [B, V] bool: in the prompt or text; made when a penalty is first used
+        self._refresh()
+
+    def start(
+        self, slot: int, params: SamplingParams, text: list[int], processors: LogitsProcessorList | None = None
+    ) -> None:
+        """A request enters `slot`. `text` is its prompt, a list that the loop goes on appending to."""
+        self._params[slot] = params
+        self._texts[slot] = text
+        self._processors.pop(slot, None)
+        if processors:
+            self._processors[slot] = processors
+        if params.repetition_penalty != 1:
+            if self._present is None:
+                self._present = torch.zeros(len(self._params), self.vocab_size, dtype=torch.bool, device=self.device)
+            self._present[slot] = False
+            self._present[slot, text] = True
+        self._refresh()
+
+    def stop(self, slot: int) -> None:
+        """The request in `slot` has ended."""
+        self._params[slot] = SamplingParams()
+        self._processors.pop(slot, None)
+        self._texts.pop(slot, None)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """What can be decided on the host once, when requests come and go, rather than at every step."""
+        self.seeds = noise.seed_words([p.seed for p in self._params], self.device)  # [2, B]
+        self._penalties = torch.tensor([p.repetition_penalty for p in self._params], device=self.device)  # [B]
+        self._penalised = any(p.repetition_penalty != 1 for p in self._params)
+        greedy = [p.temperature == 0 for p in self._params]
+        self.all_greedy = all(greedy)
+        self.greedy = torch.tensor(greedy, device=self.device)  # [B]
+        slots: dict[SamplingParams, list[int]] = {}  # same settings, seeds apart -> slots
+        for slot, params in enumerate(self._params):
+            if params.warpers():
+                slots.setdefault(replace(params, seed=0, repetition_penalty=1.0), []).append(slot)
+        self._groups = [(torch.tensor(s, device=self.device), p.warpers()) for p, s in slots.items()]
+        self.raw = self.all_greedy and not self._penalised and not self._processors
+
+    def commit(self, emitted: Tensor) -> None:
+        """Tokens `[B, D]` int64 became text (repeats do no harm)."""
+        if self._penalised and self._present is not None:
+            self._present.scatter_(1, emitted, True)
+
+    def process(self, logits: Tensor, path: Tensor, slots: Sequence[int] = ()) -> Tensor:
+        """Processed scores of nodes: `[B, M, V]` float32, -inf where a token is ruled out.
+
+        Args:
+            logits: `[B, M, V]`.
+            path: `[B, M, E]` int64, the drafted tokens between the root and each node, the node's own included; -1
+                padded. With the text so far they are the node's history.
+            slots: where to call the processors that users gave. Drafters call none: a guess needs no rules.
+        """
+        scores = logits.float()
+        if self._penalised:
+            scores = self._penalise(scores, path)
+        if self._processors:
+            scores = self._process_rows(scores, path, slots)
+        for slots, warpers in self._groups:
+            if len(slots) == len(scores):
+                return warpers(None, scores.flatten(0, 1)).view_as(scores)
+            part = scores[slots]  # [b, M, V]
+            scores = scores.index_copy(0, slots, warpers(None, part.flatten(0, 1)).view_as(part))
+        return scores
+
+    def _penalise(self, scores: Tensor, path: Tensor) -> Tensor:
+        assert self._present is not None
+        present = self._present[:, None].expand_as(scores)  # [B, M, V]
+        if path.shape[-1]:
+            on_path = torch.zeros_like(present).scatter(2, path.clamp_min(0), path >= 0)
+            # a padded entry may overwrite a True of token 0 with False: say so again
+            on_path[..., 0] |= (path == 0).any(-1)
+            present = present | on_path
+        penalty = self._penalties[:, None, None]  # [B, 1, 1]
+        return torch.where(present, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+    def _process_rows(self, scores: Tensor, path: Tensor, slots: Sequence[int]) -> Tensor:
+        """transformers' processors want rows of equal length, and a node's history is its own: one row at a time."""
+        scores = scores.clone()
+        for slot in slots:
+            processors = self._processors.get(slot)
+            if processors is None:
+                continue
+            for node, tokens in enumerate(path[slot].tolist()):
+                text = self._texts[slot] + [t for t in tokens if t >= 0]
+                ids = torch.tensor([text], device=scores.device)  # [1, L]
+                scores[slot, node] = processors(ids, scores[slot, node][None])[0]
+        return scores
+
+    def at(self, positions: Tensor, max_depth: int, slots: Sequence[int]) -> StepSampling:
+        """The sampler at a step of `slots`, roots at `positions` `[B]`, trees of at most `max_depth` levels."""
+        return StepSampling(self, positions, max_depth, slots)
+
+
+class StepSampling:
+    """Draws for one step. The token drawn at a node of depth d stands at position `positions + d + 1`."""
+
+    def __init__(self, sampler: Sampler, positions: Tensor, max_depth: int, slots: Sequence[int]):
+        self._sampler = sampler
+        self._slots = slots
+        self._positions = positions
+        self._max_depth = max_depth
+        self._keys: dict[int, Tensor] = {}
+
+    @property
+    def raw(self) -> bool:
+        """Whether every slot takes the most likely token of unprocessed logits."""
+        return self._sampler.raw
+
+    def keys(self, stream: int, depth: int) -> Tensor:
+        """`[2, B]` int32."""
+        if stream not in self._keys:
+            steps = torch.arange(1, self._max_depth + 2, device=self._positions.device)
+            self._keys[stream] = noise.keys(self._sampler.seeds, self._positions[:, None] + steps, stream)
+        return self._keys[stream][:, :, depth]
+
+    def draw(self, logits: Tensor, depth: int, path: Tensor) -> Tensor:
+        """The target's own token after nodes at `depth`: `[B]` int64. `logits` `[B, V]`, `path` `[B, depth]` int64."""
+        if self.raw:
+            return logits.argmax(-1)
+        scores = self._sampler.process(logits[:, None], path[:, None], self._slots)[:, 0]  # [B, V]
+        return self._argmax(scores, depth, noise.TARGET_STREAM)
+
+    def probs(self, logits: Tensor, path: Tensor) -> Tensor:
+        """The target's distribution: `[B, V]` float32, one token's at temperature 0. Arguments as for `draw`."""
+        scores = self._sampler.process(logits[:, None], path[:, None], self._slots)[:, 0]
+        return self._distribution(scores)
+
+    def draw_from(self, probs: Tensor, depth: int) -> Tensor:
+        """A draw from unnormalised `probs` `[B, V]`, as for a residual: `[B]` int64."""
+        return self._argmax(probs.log(), depth, noise.RESIDUAL_STREAM)
+
+    def uniform(self, depth: int, count: int) -> Tensor:
+        """`[B, count]` float32 in (0, 1), to accept or reject the children of a node at `depth`."""
+        return noise.uniform(self.keys(noise.ACCEPT_STREAM, depth), count)
+
+    def draft_noise(self, shared: bool) -> DraftNoise:
+        """What a drafter draws with: the target's noise (`shared`) or its own."""
+        return DraftNoise(self, shared)
+
+    def _argmax(self, scores: Tensor, depth: int, stream: int) -> Tensor:
+        greedy = scores.argmax(-1)
+        if self._sampler.all_greedy:
+            return greedy
+        drawn = (scores + noise.gumbel(self.keys(stream, depth), scores.shape[-1])).argmax(-1)
+        return torch.where(self._sampler.greedy, greedy, drawn)
+
+    def _distribution(self, scores: Tensor) -> Tensor:
+        """`[B, ..., V]` scores to probabilities."""
+        probs = scores.softmax(-1)
+        one_hot = torch.zeros_like(probs).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+        greedy = self._sampler.greedy.view(-1, *[1] * (probs.ndim - 1))
+        return torch.where(greedy, one_hot, probs)
+
+
+class DraftNoise:
+    """How a drafter chooses children. The same call serves every rule.
+
+    Under a rule with shared noise, children are the tokens that the target would draw if its logits were the
+    drafter's. Under any other, they are drawn without replacement from the drafter's distribution, which is returned.
+    """
+
+    def __init__(self, step: StepSampling, shared: bool):
+        self._step = step
+        self._sampler = step._sampler
+        self.shared = shared
+
+    def choose(
+        self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Children of every node of a frontier.
+
+        Args:
+            logits: `[B, F, V]` of the drafter, on the device of the target's logits.
+            depth: of the frontier; the root is 0.
+            count: children for each, K.
+            path: `[B, F, depth]` int64, drafted tokens from below the root to each node, -1 padded.
+            fixed: the tree keeps children because of what they are: take the most likely, draw nothing.
+
+        Returns:
+            tokens `[B, F, K]` int64, the best first; their log-probabilities `[B, F, K]` float32, to rank them by; the
+            distribution they were drawn from `[B, F, V]`, None if they were not drawn.
+        """
+        scores = logits.float() if self._sampler.raw else self._sampler.process(logits, path)
+        if self._sampler.all_greedy or (fixed and not self.shared):
+            values, tokens = scores.topk(count, dim=-1)
+            return tokens, values - scores.logsumexp(-1, keepdim=True), None
+        stream = noise.TARGET_STREAM if self.shared else noise.DRAFT_STREAM
+        drawn = noise.gumbel(self._step.keys(stream, depth), scores.shape[-1])[:, None]  # [B, 1, V]
+        perturbed = torch.where(self._sampler.greedy[:, None, None], scores, scores + drawn)
+        values, tokens = perturbed.topk(count, dim=-1)
+        if self.shared:
+            return tokens, values - perturbed.logsumexp(-1, keepdim=True), None
+        probs = self._step._distribution(scores)
+        return tokens, scores.gather(-1, tokens) - scores.logsumexp(-1, keepdim=True), probs
+
+
+def as_params(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    """One `SamplingParams` per request.
+
+    Raises:
+        ValueError: a list of another length was given.
+    """
+    if sampling is None or isinstance(sampling, SamplingParams):
+        return [sampling or SamplingParams()] * count
+    if len(sampling) != count:
+        raise ValueError(f"sampling has {len(sampling)} entries; expected one SamplingParams, or one per row ({count})")
+    return list(sampling)

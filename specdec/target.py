@@ -1,0 +1,233 @@
+"""Target: prefill, verify and commit over an unmodified transformers model.
+
+Every forward pass is a batch of packed rows: `[1, R]` tokens, each with its own position, one sequence after the other.
+Prefill rows are chains, verify rows are tree nodes; the model cannot tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specdec import inspection
+from specdec.attention import Visibility, attention_configs, choose_backend, plugged_in
+from specdec.cache import MAX_SPANS, CacheView, Places, TreeCache
+from specdec.core import TargetOutput, Verdict
+from specdec.tree.token_tree import TokenTree
+
+PREFILL_ROWS = 2048  # rows of one prefill forward: bounds the memory a long prompt takes
+
+
+class Target:
+    """A causal language model that verifies trees. Used by the loop, and by drafters that are models themselves.
+
+    Args:
+        model: any transformers causal LM whose attention can be replaced; it is left as it was found.
+        backend: of tree attention: auto, packed, sdpa, naive or triton.
+        hidden_layers: layers whose outputs every result carries (see TargetOutput).
+
+    Raises:
+        ValueError: the model cannot be used; the message says which and why (see `inspection`).
+    """
+
+    def __init__(self, model: PreTrainedModel, *, backend: str = "auto", hidden_layers: Sequence[int] = ()):
+        inspection.check_architecture(model)
+        self.model = model.eval()
+        self.device = model.device
+        self.backend = choose_backend(backend, self.device)
+        self.vocab_size: int = model.config.get_text_config().vocab_size
+        self.max_positions = inspection.max_positions(model)
+        self.hidden_layers = tuple(hidden_layers)
+        self._taps = inspection.hidden_modules(model, self.hidden_layers)
+        self._configs = attention_configs(model)
+        self._layers = inspection.layer_shapes(model, self._configs)
+        self.cache = TreeCache(self._layers, 0, 0, self.device)
+        inspection.check_logits(self)
+
+    @property
+    def lengths(self) -> Tensor:
+        """`[B]` int32: committed tokens of every slot, which is also the position of its tree's root."""
+        return self.cache.lengths
+
+    def open(self, capacity: int, max_length: int, max_nodes: int = 1) -> None:
+        """Allocate the KV of `capacity` slots of `max_length` tokens, with room for trees of `max_nodes` nodes.
+
+        Raises:
+            ValueError: the model has no positions for that many tokens.
+        """
+        inspection.check_length(self.model, max_length, self.max_positions)
+        room = max_length + 2 * max_nodes  # a tree may start on the last place; what is too long is cut when it is read
+        if self.cache.capacity == capacity and self.cache.room >= room:
+            self.cache.lengths.zero_()
+        else:
+            self.cache = TreeCache(self._layers, capacity, room, self.device)
+
+    @torch.inference_mode()
+    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> TargetOutput:
+        """Commit whole prompts into empty slots.
+
+        Returns:
+            logits `[b, 1, V]` after each prompt's last token; hidden `[b, L, H]`, right padded with zeros.
+        """
+        logits: list[Tensor | None] = [None] * len(slots)
+        hidden: dict[int, list[list[Tensor]]] = {layer: [[] for _ in slots] for layer in self.hidden_layers}
+        for low, high in _chunks(prompts):
+            live = sorted((i for i, p in enumerate(prompts) if len(p) > low), key=lambda i: slots[i])
+            pieces = [list(prompts[i][low:high]) for i in live]
+            counts = [0] * self.cache.capacity
+            for i, piece in zip(live, pieces, strict=True):
+                counts[slots[i]] = len(piece)
+            output = self._chains([slots[i] for i in live], pieces, counts)
+            first = 0
+            for row, (i, piece) in enumerate(zip(live, pieces, strict=True)):
+                logits[i] = output.logits[0, row]
+                for layer in self.hidden_layers:
+                    hidden[layer][i].append(output.hidden[layer][0, first : first + len(piece)])
+                first += len(piece)
+        padded = {
+            layer: torch.nn.utils.rnn.pad_sequence([torch.cat(rows) for rows in per_prompt], batch_first=True)
+            for layer, per_prompt in hidden.items()
+        }
+        return TargetOutput(torch.stack([x for x in logits if x is not None])[:, None], padded)
+
+    def _chains(self, slots: list[int], tokens: list[list[int]], counts: list[int]) -> TargetOutput:
+        """Append `tokens` to the committed text of `slots`; logits `[1, b, V]` of last rows only."""
+        device = self.device
+        rows = [t for piece in tokens for t in piece]
+        slot_of_row = torch.tensor(slots, device=device).repeat_interleave(
+            torch.tensor([len(piece) for piece in tokens], device=device)
+        )  # [R]
+        offsets = torch.cat([torch.arange(len(piece), device=device) for piece in tokens])  # [R]
+        positions = self.lengths[slot_of_row] + offsets
+        sizes = torch.tensor(counts, dtype=torch.int32, device=device)  # [B]
+        visible = self._visibility(sizes.cumsum(0, dtype=torch.int32), sizes, None)
+        ends = torch.tensor([len(piece) for piece in tokens], device=device).cumsum(0) - 1  # [b]
+        output = self._forward(
+            torch.tensor(rows, device=device), positions, Places(slot_of_row, positions), visible, keep=ends
+        )
+        self.cache.lengths += sizes
+        return output
+
+    @torch.inference_mode()
+    def verify(self, tree: TokenTree) -> TargetOutput:
+        """Run every node of every tree; nothing is committed. logits `[B, N, V]`, hidden `[B, N, H]`."""
+        return self.extend(tree.tokens, tree.depths, tree.words, tree.sizes)
+
+    @torch.inference_mode()
+    def extend(self, tokens: Tensor, depths: Tensor, words: Tensor, counts: Tensor, first: int = 0) -> TargetOutput:
+        """Run nodes `first ... first + counts` of the scratch places; earlier nodes are there from earlier calls.
+
+        Args:
+            tokens: `[B, N]` int64.
+            depths: `[B, N]` int32, position minus committed length.
+            words: `[B, N, W]` int64, visibility over all scratch nodes.
+            counts: `[B]` int32, live nodes of this call.
+            first: scratch place of this call's node 0.
+
+        Returns:
+            As `verify`.
+        """
+        batch, nodes = tokens.shape
+        positions = self.lengths[:, None] + depths  # [B, N]
+        steps = torch.arange(first, first + nodes, device=self.device)
+        places = (self.lengths[:, None] + steps).flatten()  # [B * N]
+        sizes = torch.where(counts > 0, counts + first, 0)
+        on_host = counts.tolist() if self.device.type == "cpu" else [nodes] * batch
+        if all(count == nodes for count in on_host):
+            starts = _row_starts(batch, nodes, self.device)
+            slots = _slots(batch, nodes, self.device)
+            visible = self._visibility(starts, sizes, words.flatten(0, 1))
+            spans = self._spans(on_host, first)
+            return self._forward(
+                tokens.flatten(), positions.flatten(), Places(slots, places, spans), visible, (batch, nodes)
+            )
+        live = torch.tensor([b * nodes + j for b, count in enumerate(on_host) for j in range(count)])  # [R]
+        visible = self._visibility(counts.cumsum(0, dtype=torch.int32), sizes, words.flatten(0, 1)[live])
+        packed = self._forward(
+            tokens.flatten()[live],
+            positions.flatten()[live],
+            Places(live // nodes, places[live], self._spans(on_host, first)),
+            visible,
+        )
+        spread = [x[0].new_zeros(batch * nodes, x.shape[-1]).index_copy_(0, live, x[0]) for x in _tensors(packed)]
+        shaped = [x.view(batch, nodes, -1) for x in spread]
+        return TargetOutput(shaped[0], dict(zip(packed.hidden, shaped[1:], strict=True)))
+
+    def commit(self, verdict: Verdict) -> None:
+        """Keep the accepted path's KV; the root's is part of it."""
+        self.cache.commit(verdict.path, verdict.num_accepted)
+
+    def release(self, slot: int) -> None:
+        """The request in `slot` has ended."""
+        self.cache.release(slot)
+
+    def _spans(self, counts: list[int], first: int) -> list[tuple[int, int, int, int]]:
+        """See Places: worth it for few sequences whose lengths the host may read."""
+        if self.device.type != "cpu" or sum(c > 0 for c in counts) > MAX_SPANS:
+            return []
+        spans, row = [], 0
+        for slot, (count, length) in enumerate(zip(counts, self.lengths.tolist(), strict=True)):
+            if count:
+                spans.append((slot, length + first, row, count))
+            row += count
+        return spans
+
+    def _visibility(self, ends: Tensor, sizes: Tensor, words: Tensor | None) -> Visibility:
+        """`ends` `[B]`: rows up to and with each sequence's; or `[B + 1]`, ready row starts."""
+        starts = ends if len(ends) > len(sizes) else torch.nn.functional.pad(ends, (1, 0))
+        return Visibility(self.cache.block_table, starts, self.lengths, sizes, words, self.backend)
+
+    def _forward(
+        self,
+        tokens: Tensor,  # [R]
+        positions: Tensor,  # [R]
+        places: Places,
+        visible: Visibility,
+        shape: tuple[int, int] | None = None,
+        keep: Tensor | None = None,  # rows to compute logits for
+    ) -> TargetOutput:
+        taken: dict[int, Tensor] = {}
+        hooks = [module.register_forward_hook(inspection.tap(taken, layer)) for layer, module in self._taps.items()]
+        if self.max_positions:  # nodes past the end are never emitted; they only have to have some position
+            positions = positions.clamp(max=self.max_positions - 1)
+        extra: dict[str, Any] = {} if keep is None else {"logits_to_keep": keep}
+        try:
+            with plugged_in(self._configs):
+                logits = self.model(
+                    input_ids=tokens[None],
+                    position_ids=positions[None],
+                    past_key_values=CacheView(self.cache, places),
+                    use_cache=True,
+                    specdec_rows=visible,
+                    **extra,
+                ).logits
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if shape is not None:
+            logits = logits.view(*shape, -1)
+            taken = {layer: x.view(*shape, -1) for layer, x in taken.items()}
+        return TargetOutput(logits, taken)
+
+
+def _chunks(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Ranges of token positions, so that one forward over all prompts has about PREFILL_ROWS rows at most."""
+    longest = max(len(p) for p in prompts)
+    step = max(1, PREFILL_ROWS // len(prompts))
+    return [(low, min(low + step, longest)) for low in range(0, longest, step)]
+
+
+def _tensors(output: TargetOutput) -> list[Tensor]:
+    return [output.logits, *output.hidden.values()]
+
+
+def _row_starts(batch: int, nodes: int, device: torch.device) -> Tensor:
+    return torch.arange(0, (batch + 1) * nodes, nodes, dtype=torch.int32, device=device)
+
+
+def _slots(batch: int, nodes: int, device: torch.device) -> Tensor:
+    return torch.arange(batch, device=device).repeat_interleave(nodes)

@@ -1,0 +1,63 @@
+"""Trees whose shape is fixed beforehand: chains, and lists of paths in the format of Medusa's `medusa_choices`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class StaticTree:
+    """A tree given by its paths: `[0, 1]` is the second-best child of the best child of the root.
+
+    Args:
+        paths: every node's path of ranks from the root; a node's parent must be listed too, and so must its better
+            siblings (children are drawn best first, so a gap would throw a drawn child away).
+
+    Raises:
+        ValueError: a parent or a better sibling is missing; the message names the path.
+    """
+
+    fixed_shape = True
+
+    def __init__(self, paths: Sequence[Sequence[int]]):
+        nodes = sorted({tuple(p) for p in paths}, key=lambda p: (len(p), p))
+        known = set(nodes)
+        for path in nodes:
+            needed = path[:-1] if path and len(path) > 1 else None
+            if not path or min(path) < 0:
+                raise ValueError(f"tree path {list(path)} is not a list of ranks (each 0 or more)")
+            if needed is not None and needed not in known:
+                raise ValueError(f"tree path {list(path)} has no parent; add {list(needed)}")
+            if path[-1] and (*path[:-1], path[-1] - 1) not in known:
+                raise ValueError(f"tree path {list(path)} has no better sibling; add {[*path[:-1], path[-1] - 1]}")
+        self.depth = max(map(len, nodes), default=0)
+        self.max_nodes = len(nodes) + 1
+        self._levels = [[p for p in nodes if len(p) == level + 1] for level in range(self.depth)]
+        self._parents = {path[:-1] for path in nodes}
+
+    def branching(self, level: int) -> int:
+        """See TreePolicy."""
+        return max(path[-1] for path in self._levels[level]) + 1
+
+    def grow(self, level: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """See TreePolicy: the same choice for every sequence, whatever the scores."""
+        frontier = [()] if level == 0 else [p for p in self._levels[level - 1] if p in self._parents]
+        width = scores.shape[2]
+        kept = [frontier.index(p[:-1]) * width + p[-1] for p in self._levels[level]]
+        expanded = [i for i, p in enumerate(self._levels[level]) if p in self._parents]
+        batch = len(scores)
+        as_rows = [torch.tensor(x, dtype=torch.int64, device=scores.device).expand(batch, -1) for x in (kept, expanded)]
+        return as_rows[0], as_rows[1]
+
+    def prune(self, scores: Tensor) -> Tensor | None:
+        """See TreePolicy: nothing is taken away."""
+        return None
+
+
+def chain(length: int) -> StaticTree:
+    """One path of `length` draft tokens."""
+    if length < 1:
+        raise ValueError(f"chain length is {length}; expected at least 1 (drafter=none decodes without drafts)")
+    return StaticTree([[0] * depth for depth in range(1, length + 1)])
