@@ -86,7 +86,7 @@ def tree_attention_plan_kernel(
 
 @triton.jit
 def _tree_visible(row_words, distance, rows_ok, n, W: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Bits distance .. distance + 63 of every row's words, context slots (negative bits) set. -> `[BLOCK_M, BLOCK_N]`."""
+    """Bits distance .. distance + 63 of every row's words; negative bits, the context, are set -> `[BLOCK_M, N]`."""
     word = distance >> 6  # floor; word -1 stands for the context
     shift = (tl.zeros([BLOCK_M], tl.int32) + (distance & 63)).to(tl.uint64)
     low = tl.load(row_words + word, mask=rows_ok & (word >= 0) & (word < W), other=0).to(tl.uint64, bitcast=True)

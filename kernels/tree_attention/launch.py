@@ -70,7 +70,15 @@ def processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def choose_config(dtype: torch.dtype, head_size: int, group: int, rows: int, batch: int, fixed: bool) -> Config:
+@cache
+def has_warpgroup_mma(device: torch.device) -> bool:
+    """Hopper and datacenter Blackwell keep accumulators of 64-row tiles in few enough registers for 4 warps."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
+def choose_config(
+    dtype: torch.dtype, head_size: int, group: int, rows: int, batch: int, fixed: bool, warpgroups: bool = True
+) -> Config:
     """Tile sizes from what the host knows.
 
     Args:
@@ -79,20 +87,21 @@ def choose_config(dtype: torch.dtype, head_size: int, group: int, rows: int, bat
         group: query heads per KV head.
         rows, batch: R and B; their quotient stands for the rows of a tree.
         fixed: one class of tiles whatever the batch and the tree, so that a row's bits depend on neither.
+        warpgroups: from `has_warpgroup_mma`.
     """
     packed = 64 if fixed else group * -(-rows // max(batch, 1))
     wide = head_size > 128
+    chunk = FIXED_CHUNK if fixed else FAST_CHUNK
     if dtype == torch.float32:
-        return Config(16 if packed <= 16 else 32, 32, 4, 2, FIXED_CHUNK if fixed else FAST_CHUNK, fixed)
+        return Config(16 if packed <= 16 else 32, 32, 4, 2, chunk, fixed)
+    block_n = 32 if wide else 64
     if packed <= 16:
-        block_m, warps, stages = 16, 4, 3 if wide else 5
-    elif packed <= 32:
-        block_m, warps, stages = 32, 4, 3
-    elif packed < 256 or wide:
-        block_m, warps, stages = 64, 8 if wide else 4, 3
-    else:
-        block_m, warps, stages = 128, 8, 3
-    return Config(block_m, 32 if wide else 64, warps, stages, FIXED_CHUNK if fixed else FAST_CHUNK, fixed)
+        return Config(16, block_n, 4, 3 if wide else 5, chunk, fixed)
+    if packed <= 32:
+        return Config(32, block_n, 4, 3, chunk, fixed)
+    if packed < 256 or wide or not warpgroups:
+        return Config(64, block_n, 8 if wide or not warpgroups else 4, 3, chunk, fixed)
+    return Config(128, block_n, 8, 3, chunk, fixed)
 
 
 def make_device_plan(
@@ -197,7 +206,9 @@ def tree_attention_fused(
     if batch == 0:
         return out.zero_()
     workspace = workspace or Workspace()
-    config = config or choose_config(q.dtype, max(dim, value_dim), group, rows, batch, fixed_chunks)
+    config = config or choose_config(
+        q.dtype, max(dim, value_dim), group, rows, batch, fixed_chunks, has_warpgroup_mma(device)
+    )
     plan = make_device_plan(
         row_starts, context_lens, tree_sizes, rows=rows, heads=heads, group=group, slots=block_table.shape[1] * page,
         window=window, config=config, workspace=workspace,

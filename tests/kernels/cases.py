@@ -1,5 +1,6 @@
 """Batches of trees over paged pools, with NaN wherever no one may read, and the error they are judged by."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,17 +118,21 @@ def make_case(
     return Case(tensors, options)
 
 
-def check(case: Case, backend: str, **more: Any) -> Tensor:
-    """The backend's error against float64 is at most twice that of plain torch in the same dtype."""
-    out = case.run(backend, **more)
+def check(case: Case, backend: str | Callable[[], Tensor], **more: Any) -> Tensor:
+    """The error of a backend (or of what is called) against float64 is at most twice that of plain torch."""
+    out = backend() if callable(backend) else case.run(backend, **more)
     exact = case.to(torch.float64).run("naive")
     plain = case.run("naive")
     assert out.shape == exact.shape
     assert out.dtype == case.tensors["q"].dtype
     assert torch.isfinite(out).all()
-    error = (out - exact).abs().max().item() if out.numel() else 0.0
-    allowed = 2 * (plain - exact).abs().max().item() if out.numel() else 0.0
-    # both errors are a few ulps in float32 and float64, where the order of a sum decides which is larger
-    slack = 16 * torch.finfo(out.dtype).eps if out.dtype in (torch.float32, torch.float64) else 0.0
+    if not out.numel():
+        return out
+    error = (out - exact).abs().max().item()
+    allowed = 2 * (plain - exact).abs().max().item()
+    # few numbers: plain torch may be lucky, so one rounding of the result is free; in float32 and float64, where all is
+    # rounding and the order of a sum decides, sixteen are
+    eps = torch.finfo(out.dtype).eps
+    slack = exact.abs().max().item() * eps * (0.5 if out.dtype in (torch.bfloat16, torch.float16) else 16.0)
     assert error <= allowed + slack, f"error {error:.2e}, plain torch {allowed / 2:.2e}"
     return out

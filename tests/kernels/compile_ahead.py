@@ -1,0 +1,119 @@
+"""Run as a script, without TRITON_INTERPRET: compiles kernels for a GPU that is not there, prints what they need.
+
+Usage: python compile_ahead.py ARCH 'JSON list of {"kernel": name, ...arguments of the function of that name below}'
+Prints one JSON line: a list of {"registers", "stack", "shared", "warps", "wgmma", "mma", "async_copies", ...}.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import MockTensor
+
+INT32, INT64, FLOAT32 = (MockTensor(dtype) for dtype in (torch.int32, torch.int64, torch.float32))
+
+
+class OfflineDriver:
+    """What `JITFunction.warmup` asks a driver for."""
+
+    def __init__(self, arch: int):
+        self._target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_benchmarker(self) -> Any:
+        return lambda *args, **kwargs: 0.0
+
+    def map_python_to_cpp_type(self, kind: str) -> str:
+        return kind
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+
+def resources(kernel: Any) -> dict[str, int]:
+    """Registers, stack (spills show up there), shared memory and the instructions that matter."""
+    tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        listing = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing))
+    ptx = kernel.asm["ptx"]
+    return {
+        "registers": int(usage["REG"]),
+        "stack": int(usage["STACK"]) + int(usage["LOCAL"]),
+        "shared": kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+        "wgmma": len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", ptx)),
+        "mma": len(re.findall(r"\bmma\.sync", ptx)),
+        "async_copies": len(re.findall(r"cp\.async\.cg\.shared\.global[^;]*0x10", ptx)),
+        "small_async_copies": len(re.findall(r"cp\.async\.ca", ptx)),
+    }
+
+
+def split(
+    dtype: str = "bfloat16",
+    pool_dtype: str | None = None,
+    dim: int = 128,
+    value_dim: int | None = None,
+    group: int = 4,
+    heads: int = 8,
+    page: int = 64,
+    rows: int = 16,
+    batch: int = 1,
+    node_words: int = 1,
+    causal: bool = False,
+    window: int = 0,
+    softcap: bool = False,
+    sinks: bool = False,
+    fixed: bool = False,
+) -> Any:
+    """The split kernel as `tree_attention_fused` would launch it."""
+    from specdec.kernels.tree_attention.fused import tree_attention_split_kernel
+    from specdec.kernels.tree_attention.launch import choose_config
+
+    value_dim = value_dim or dim
+    q_type = getattr(torch, dtype)
+    q, pool = MockTensor(q_type), MockTensor(getattr(torch, pool_dtype or dtype))
+    config = choose_config(q_type, max(dim, value_dim), group, rows, batch, fixed, ARCH // 10 in (9, 10))
+    q_heads = heads * group
+    return tree_attention_split_kernel.warmup(
+        q, pool, pool, q, FLOAT32, FLOAT32, INT32 if causal else INT64, INT32, INT32, INT32, INT32, INT32, INT32,
+        FLOAT32 if sinks else INT32, 8, window, 0.1, 30.0,
+        q_heads * dim, dim, heads * page * dim, page * dim, dim, heads * page * value_dim, page * value_dim, value_dim,
+        q_heads * value_dim, value_dim, 1000, node_words,
+        W=node_words, G=group, D=dim, DV=value_dim, PAGE=page, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+        BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_DV=max(16, triton.next_power_of_2(value_dim)), LOG2_B=4,
+        ALIGN=config.chunk if fixed else config.block_n, CAUSAL=causal, WINDOW=window > 0,
+        NODE_WINDOW=not causal and 0 < window < 64 * node_words, SOFTCAP=softcap, SINKS=sinks,
+        PRECISION="ieee" if dtype == "float32" else "tf32",
+        grid=(1, 1, 1), num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    ARCH = int(sys.argv[1])
+    driver.set_active(OfflineDriver(ARCH))
+    print(json.dumps([resources(globals()[job.pop("kernel")](**job)) for job in json.loads(sys.argv[2])]))
