@@ -61,7 +61,7 @@ def keys(seeds: Tensor, positions: Tensor, stream: int) -> Tensor:
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
-    """Uniform numbers in (0, 1), `[..., count]` float32, for keys `[2, ...]`. Their resolution near 0 is 2**-32."""
+    """Uniform numbers in (0, 1], `[..., count]` float32, for keys `[2, ...]`, in steps of 2**-31 near 0."""
     x = _counters(count, keys.device) + keys[0, ..., None]  # [..., count] int32
     x = x ^ ((x >> 16) & 0xFFFF)
     x.mul_(_int32(_MULTIPLY_1)).bitwise_xor_(keys[1, ..., None])
