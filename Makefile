@@ -16,6 +16,7 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 8 ? 8 : n )))
 # More for pytest: make test ARGS="tests/tree -x"
 ARGS ?=
 
+, := ,
 say = @printf '\n\033[1m==> %s\033[0m\n' "$(1)"
 
 # PYTHON=/path/to/python names one; otherwise the first of the usual names that is new enough.
@@ -94,13 +95,13 @@ test-triton-oldest: .venv-triton/.triton-$(OLDEST_TRITON) ## the kernels' tests 
 	.venv-triton/bin/python -m pip install --disable-pip-version-check -c .venv-triton/constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
-quality: install ## ruff (lint, format) and mypy
-	$(call say,ruff check)
-	$(BIN)/ruff check .
-	$(call say,ruff format --check)
-	$(BIN)/ruff format --check .
-	$(call say,mypy)
-	$(BIN)/mypy
+quality: install ## ruff (lint, format) and mypy; all three run, whichever fails
+	$(call say,ruff check$(,) ruff format --check$(,) mypy)
+	@failed=""; \
+	$(BIN)/ruff check . || failed="$$failed 'ruff check'"; \
+	$(BIN)/ruff format --check . || failed="$$failed 'ruff format' (make format)"; \
+	$(BIN)/mypy || failed="$$failed mypy"; \
+	[ -z "$$failed" ] || { echo "Failed:$$failed" >&2; exit 1; }
 
 format: install ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix-only .
