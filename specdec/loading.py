@@ -52,9 +52,7 @@ def build(kind: str, spec: object, *, allow_targets: Collection[str] = (), **set
         ValueError: the name or a setting is unknown, or the `_target_` is not allowed; the message says which.
     """
     if isinstance(spec, str) and "." not in spec:
-        if spec not in names(kind):
-            raise unknown(kind, spec, names(kind))
-        spec = yaml.safe_load((CONF / kind / f"{spec}.yaml").read_text())
+        spec = read_yaml(kind, spec)
     elif isinstance(spec, str):
         spec = {"_target_": spec}
     if not isinstance(spec, Mapping):
@@ -64,8 +62,44 @@ def build(kind: str, spec: object, *, allow_targets: Collection[str] = (), **set
     return instantiate({**spec, **settings}, allow_targets, kind)
 
 
+def read_yaml(kind: str, name: str) -> dict[str, Any]:
+    """conf/<kind>/<name>.yaml.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in names(kind):
+        raise unknown(kind, name, names(kind))
+    content: dict[str, Any] = yaml.safe_load((CONF / kind / f"{name}.yaml").read_text())
+    return content
+
+
 def instantiate(spec: Mapping[str, Any], allow_targets: Collection[str] = (), what: str = "config") -> Any:
     """Call a mapping's `_target_` with its other keys; mappings inside that have one are made first."""
+    function, arguments = bind(spec, allow_targets, what)
+    for key, value in arguments.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            arguments[key] = instantiate(value, allow_targets, f"{what}.{key}")
+        elif key == "tree" and isinstance(value, str):
+            arguments[key] = build("tree", value, allow_targets=allow_targets)
+    return function(**arguments)
+
+
+def check(spec: Mapping[str, Any], allow_targets: Collection[str] = (), what: str = "config") -> None:
+    """Raise the ValueErrors of `instantiate` about names and keys, here and inside, without calling anything."""
+    for key, value in bind(spec, allow_targets, what)[1].items():
+        if key == "tree" and isinstance(value, str):
+            value = read_yaml("tree", value) if "." not in value else {"_target_": value}
+        if isinstance(value, Mapping) and "_target_" in value:
+            check(value, allow_targets, f"{what}.{key}")
+
+
+def bind(spec: Mapping[str, Any], allow_targets: Collection[str], what: str) -> tuple[Any, dict[str, Any]]:
+    """What a mapping's `_target_` is, and the arguments for it, looked over.
+
+    Raises:
+        ValueError: the `_target_` is missing, unknown or not allowed; a key is unknown, or one is missing.
+    """
     if "_target_" not in spec:
         raise ValueError(f"{what} has no _target_; got the keys {', '.join(map(str, spec)) or '(none)'}")
     function = find_target(str(spec["_target_"]), allow_targets)
@@ -74,15 +108,14 @@ def instantiate(spec: Mapping[str, Any], allow_targets: Collection[str] = (), wh
     for key in arguments:
         if key not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
             raise unknown(f"setting of {what} ({spec['_target_']})", key, known)
-    missing = [k for k, p in known.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and k not in arguments]
+    missing = [
+        k for k, p in known.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and k not in arguments
+    ]
     if missing:
-        raise ValueError(f"{what} ({spec['_target_']}) needs the setting {missing[0]!r}; add it to the yaml or the call")
-    for key, value in arguments.items():
-        if isinstance(value, Mapping) and "_target_" in value:
-            arguments[key] = instantiate(value, allow_targets, f"{what}.{key}")
-        elif key == "tree" and isinstance(value, str):
-            arguments[key] = build("tree", value, allow_targets=allow_targets)
-    return function(**arguments)
+        raise ValueError(
+            f"{what} ({spec['_target_']}) needs the setting {missing[0]!r}; add it to the yaml or the call"
+        )
+    return function, arguments
 
 
 def find_target(path: str, allow_targets: Collection[str] = ()) -> Any:
@@ -138,7 +171,9 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} has no config.json; expected a folder written by save_pretrained")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise ValueError(f"{folder} has no .safetensors file; specdec loads no pickles. Convert it with save_pretrained")
+        raise ValueError(
+            f"{folder} has no .safetensors file; specdec loads no pickles. Convert it with save_pretrained"
+        )
     for file in weights:
         try:
             with safe_open(file, "pt"):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 PHASES = ("prefill", "draft", "verify", "accept", "commit", "host")
@@ -158,6 +160,16 @@ class DecodingStats:
         return sum(s for phase, s in self.phases.items() if phase != "prefill")
 
     @property
+    def ttft(self) -> dict[str, float]:
+        """Seconds from a request's entering to its first token: the 20th, 50th and 80th percentile over requests."""
+        return quantiles([r.ttft for r in self.requests if r.first])
+
+    @property
+    def tpot(self) -> dict[str, float]:
+        """Seconds per output token after the first: the 20th, 50th and 80th percentile over requests."""
+        return quantiles([r.tpot for r in self.requests if r.new_tokens > 1])
+
+    @property
     def tokens_per_second(self) -> float:
         """New tokens / seconds of all phases, the prefill included."""
         return _ratio(self.new_tokens, sum(self.phases.values()))
@@ -171,7 +183,7 @@ class DecodingStats:
         """Every metric by its name, for trackers and reports."""
         names = (
             "steps new_tokens mean_accepted_length_pooled mean_accepted_length_per_request block_efficiency "
-            "draft_acceptance_rate node_acceptance_rate acceptance_by_depth tokens_per_second phase_share"
+            "draft_acceptance_rate node_acceptance_rate acceptance_by_depth ttft tpot tokens_per_second phase_share"
         )
         return {name: getattr(self, name) for name in names.split()}
 
@@ -185,6 +197,105 @@ class DecodingStats:
             for phase, seconds in part.phases.items():
                 total.phases[phase] += seconds
         return total
+
+
+@dataclass(frozen=True, slots=True)
+class TargetCost:
+    """What the target costs, whoever drafts.
+
+    Attributes:
+        parameters: weights that every row is multiplied with: all, the LM head included and the embedding's lookup not.
+        weight_bytes: what these take in memory.
+        kv_bytes_per_token: keys and values of one position in all layers.
+    """
+
+    parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+    def bytes_moved(self, stats: DecodingStats) -> int:
+        """Bytes the target's verify passes have to read at least: the weights once per pass, and the keys and values of
+        each sequence's text so far. Activations, the drafter and the prefill are not counted."""
+        context = 0
+        for request in stats.requests:
+            length = request.prompt_tokens
+            for emitted in request.accept_lengths:
+                context += length
+                length += emitted
+        return stats.forwards * self.weight_bytes + context * self.kv_bytes_per_token
+
+    def mbu(self, stats: DecodingStats, peak_bandwidth: float) -> float:
+        """Memory bandwidth utilisation: `bytes_moved` / seconds of all phases but the prefill / the bandwidth of a
+        large copy on this device, measured. Above 1 is possible where the weights stay in a cache."""
+        return _ratio(self.bytes_moved(stats), stats.decode_seconds * peak_bandwidth)
+
+    def model_flops(self, stats: DecodingStats) -> int:
+        """Floating-point operations of the target: 2 x its weights x rows, where rows are the prompts' tokens and every
+        node of every tree, roots included. Attention scores are not counted."""
+        rows = sum(r.prompt_tokens + r.nodes + r.steps for r in stats.requests)
+        return 2 * self.parameters * rows
+
+
+class Speedup(NamedTuple):
+    """A ratio and its confidence interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def speedup(
+    method: Sequence[tuple[int, float]],
+    baseline: Sequence[tuple[int, float]],
+    *,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Speedup:
+    """Tokens per second of the method / tokens per second of the baseline, each the sum of new tokens / the sum of
+    seconds over the same prompts; with a 95 % bootstrap interval over prompts.
+
+    Args:
+        method, baseline: per prompt (all its turns and repeats), new tokens and seconds, in the same order.
+        samples: bootstrap resamples.
+        confidence: of the interval.
+        seed: of the resampling.
+    """
+    pairs = np.array([(*m, *b) for m, b in zip(method, baseline, strict=True)], dtype=np.float64)  # [P, 4]
+    if not len(pairs):
+        return Speedup(*[float("nan")] * 3)
+    drawn = np.random.default_rng(seed).integers(0, len(pairs), (samples, len(pairs)))  # [S, P]
+    sums = np.concatenate([pairs.sum(0)[None], pairs[drawn].sum(1)])  # [1 + S, 4]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = sums[:, 0] / sums[:, 1] / (sums[:, 2] / sums[:, 3])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(ratios[1:], [tail, 1 - tail])
+    return Speedup(float(ratios[0]), float(low), float(high))
+
+
+def divergence_rate(different: int, compared: int) -> float:
+    """Texts that differ from the baseline's in any token, numeric ties included / texts compared."""
+    return _ratio(different, compared)
+
+
+def peak_memory(requests: Iterable[int]) -> int:
+    """The most bytes in use while a request of this method was served: allocated by torch on a GPU, else the process's
+    resident memory (weights of all methods included)."""
+    return max(requests, default=0)
+
+
+def definitions() -> dict[str, str]:
+    """Every metric's name and what it means: the docstring of what computes it, in one line."""
+    sources = {name: getattr(DecodingStats, name) for name in DecodingStats().summary()}
+    sources |= {name: getattr(TargetCost, name) for name in ("bytes_moved", "mbu", "model_flops")}
+    sources |= {f.__name__: f for f in (speedup, divergence_rate, peak_memory)}
+    return {name: " ".join((source.__doc__ or "").split("Args:")[0].split()) for name, source in sources.items()}
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """The 20th, 50th and 80th percentile, linearly interpolated; NaN of nothing."""
+    found = np.quantile(values, [0.2, 0.5, 0.8]) if values else [float("nan")] * 3
+    return {name: float(value) for name, value in zip(("p20", "p50", "p80"), found, strict=True)}
 
 
 class PhaseClock:
