@@ -1,4 +1,4 @@
-"""Move the KV of an accepted path next to the committed tokens, in place."""
+"""Move the KV of accepted paths with one read and one write a tensor; which slots move is decided on the host."""
 
 from collections.abc import Sequence
 
@@ -6,20 +6,23 @@ import torch
 from torch import Tensor
 
 
-def kv_commit(
+def kv_commit_naive(
     arenas: Sequence[Tensor], block_table: Tensor, lengths: Tensor, path: Tensor, num_accepted: Tensor
 ) -> None:
-    """See `specdec.kernels.kv_commit`. Reads the path to the host: on a CPU most paths need no move."""
-    for slot, (first, nodes, count) in enumerate(
-        zip(lengths.tolist(), path.tolist(), num_accepted.tolist(), strict=True)
-    ):
-        start = next((i for i in range(count) if nodes[i] != i), count)
-        if start == count:
-            continue
-        index = torch.tensor([first + n for n in nodes[start:count]], device=path.device)  # [n]
-        places = torch.arange(first + start, first + count, device=path.device)
-        for arena in arenas:
-            page = arena.shape[3]
-            table = block_table[slot].long()
-            source = arena[:, table[index // page], :, index % page]  # [n, layers, heads, size]: read all, then write
-            arena[:, table[places // page], :, places % page] = source
+    """See `specdec.kernels.kv_commit.kv_commit`. Paths that lie in order already cost no tensor operator."""
+    moves = [
+        (b, first + node, first + i)
+        for b, (first, nodes, count) in enumerate(
+            zip(lengths.tolist(), path.tolist(), num_accepted.tolist(), strict=True)
+        )
+        for i, node in enumerate(nodes[:count])
+        if node != i
+    ]
+    if not moves:
+        return
+    sequence, source, target = torch.tensor(moves, device=path.device).unbind(1)  # [moves] each
+    for arena in arenas:
+        page = arena.shape[3]
+        from_page, to_page = (block_table[sequence, slot // page].long() for slot in (source, target))
+        rows = arena[:, from_page, :, source % page]  # [moves, layers, heads, size]: all are read before one is written
+        arena[:, to_page, :, target % page] = rows

@@ -8,6 +8,8 @@ same keys run together. Masks are ancestor words, read only by tiles that reach 
 import triton
 import triton.language as tl
 
+from specdec.kernels.common.bits import popcount
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -31,18 +33,6 @@ def _first_slot(context, window, ALIGN: tl.constexpr, WINDOW: tl.constexpr):
     if WINDOW:
         first = tl.maximum(context - window, 0) // ALIGN * ALIGN
     return first
-
-
-@triton.jit
-def _popcount(words):
-    """Set bits of int64 words -> int32."""
-    x = words.to(tl.uint64, bitcast=True)
-    x = x - ((x >> 1) & 0x5555555555555555)
-    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
-    x = x + (x >> 8)
-    x = x + (x >> 16)
-    return ((x + (x >> 32)) & 0x7F).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["batch", "target", "window"])
@@ -106,7 +96,7 @@ def _visible_before(words, distance, w):
     count = tl.minimum(tl.maximum(distance - w * 64, 0), 64)  # [W2] bits of this word that count
     below = (tl.full(count.shape, 1, tl.int64) << (count & 63).to(tl.int64)) - 1
     below = tl.where(count == 64, -1, below)
-    return tl.sum(_popcount(words & below[None, :]), 1)
+    return tl.sum(popcount(words & below[None, :]), 1)
 
 
 @triton.jit(do_not_specialize=["batch", "window"])
@@ -199,7 +189,7 @@ def tree_attention_split_kernel(
     elif WINDOW:
         w = tl.arange(0, triton.next_power_of_2(W))
         words = tl.load(row_words[:, None] + w[None, :], mask=rows_ok[:, None] & (w[None, :] < W), other=0)
-        visible = tl.sum(_popcount(words), 1)  # [BLOCK_M]
+        visible = tl.sum(popcount(words), 1)  # [BLOCK_M]
         position = context + visible - 1
 
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)  # running maximum, base 2

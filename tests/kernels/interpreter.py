@@ -3,10 +3,12 @@
 - bf16 `tl.dot`: numpy holds bf16 as uint16, and the interpreter multiplies the raw bits.
 - `tl.dot` by einsum: numpy's matmul rounds a row differently in another place of the tile, which no GPU does, so
   bitwise tests would fail for no reason.
+- casts from float32 to bf16 and to 8-bit floats: the interpreter cuts bits off instead of rounding to nearest even.
 - loop bounds read from memory: numpy >= 2.4 refuses int() of a one-element array, which triton 3.6 calls.
 """
 
 import numpy as np
+import torch
 import triton.language as tl
 import triton.runtime.interpreter as ti
 from triton import knobs
@@ -32,6 +34,22 @@ def _create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):  # type:
     return ti.TensorHandle(product + d.data, d.dtype.scalar)
 
 
+_convert = ti._convert_float
+_NARROW = {
+    tl.bfloat16: (torch.bfloat16, torch.uint16),
+    tl.float8e4nv: (torch.float8_e4m3fn, torch.uint8),
+    tl.float8e5: (torch.float8_e5m2, torch.uint8),
+}
+
+
+def _convert_float(input, input_dtype, output_dtype, rounding_mode):  # type: ignore[no-untyped-def]
+    if input_dtype != tl.float32 or output_dtype not in _NARROW:
+        return _convert(input, input_dtype, output_dtype, rounding_mode)
+    dtype, bits = _NARROW[output_dtype]
+    numbers = torch.from_numpy(np.ascontiguousarray(input).view(np.float32))
+    return numbers.to(dtype).view(bits).numpy().reshape(input.shape)
+
+
 _patch_tensor = ti._patch_lang_tensor
 
 
@@ -48,4 +66,5 @@ def _patch_lang_tensor(tensor, scope=None):  # type: ignore[no-untyped-def]
 
 
 ti.InterpreterBuilder.create_dot = _create_dot
+ti._convert_float = _convert_float
 ti._patch_lang_tensor = _patch_lang_tensor
