@@ -128,3 +128,18 @@ def plugged_in(configs: Sequence[PreTrainedConfig], name: str = NAME) -> Iterato
     finally:
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation_internal = implementation
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block, a model that was being trained is in eval mode."""
+    training = [m for m in model.modules() if m.training] if model.training else []
+    if not training:
+        yield
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from specdec.core import AcceptanceRule, Drafter, TargetOutput, Verdict
+from specdec.inspection import NAN_LOGITS
 from specdec.metrics import DecodingStats, PhaseClock, RequestStats
 from specdec.sampling import Sampler, SamplingParams
 from specdec.target import Target
@@ -232,6 +233,4 @@ def _enter(stats: DecodingStats, index: int, request: Request) -> Generation:
 def _refuse_nan(logits: Tensor) -> None:
     """`logits` `[..., V]` that a token was drawn from."""
     if logits.isnan().any():
-        raise ValueError(
-            "the target's logits are NaN; its weights are damaged, or its dtype overflows (try float32 or bfloat16)"
-        )
+        raise ValueError(NAN_LOGITS)

@@ -1,7 +1,8 @@
 """Looks at a transformers model before it is used, and refuses what would fail or, worse, be silently wrong.
 
-Two looks: at the configuration, and at a probe. The probe runs a few tokens through our attention and asks that every
-layer handed them to us, and that a small tree gives the logits that the model itself gives for each of its paths.
+Three looks. The configuration: architectures that cannot work. A probe of two tokens: every layer must store its KV in
+our cache and hand us its queries, with the window its configuration speaks of, and with nothing that we would ignore.
+A small tree: it must give the logits that the model itself gives for each of its paths.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
-from specdec.attention import plugged_in
+from specdec.attention import evaluating, plugged_in
 from specdec.cache import LayerShape
 from specdec.tree.token_tree import TokenTree
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 PROBE = "specdec_probe"
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention", "global", "local"}
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+# What attention layers may hand over that changes nothing here. Any other tensor would be silently ignored.
+HARMLESS_TENSORS = {"position_ids", "cache_position"}
+NAN_LOGITS = "the target's logits are NaN; its weights are damaged, or its dtype overflows (try float32 or bfloat16)"
 # A wrong position or mask changes logits by about their own size; rounding does not come near these.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
 
@@ -34,46 +38,68 @@ def check_architecture(model: object) -> None:
     """Refuse what the configuration already shows to be impossible.
 
     Raises:
-        ValueError: not a transformers model, an encoder-decoder, or layers whose state cannot be rolled back.
+        ValueError: not a causal language model of transformers on one device, or layers that are not plain attention.
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"the target is a {type(model).__name__}; expected a transformers causal language model")
     name, config = type(model).__name__, model.config.get_text_config()
     if model.config.is_encoder_decoder:
         raise ValueError(f"{name} is an encoder-decoder; specdec needs a decoder-only causal language model")
-    if model.get_output_embeddings() is None:
-        raise ValueError(f"{name} has no language-model head; load it with AutoModelForCausalLM")
-    kinds = set(getattr(config, "layer_types", None) or []) - KNOWN_LAYERS
-    if kinds or getattr(model, "_is_stateful", False):
-        what = f"layers of type {', '.join(sorted(kinds))}" if kinds else "a recurrent state"
-        raise ValueError(f"{name} has {what}, which cannot be rolled back to an accepted path; use an attention-only model")
+    if model.get_output_embeddings() is None or not model.can_generate():
+        raise ValueError(f"{name} has no language-model head to generate with; load it with AutoModelForCausalLM")
+    kinds = sorted(set(getattr(config, "layer_types", None) or []) - KNOWN_LAYERS)
+    if kinds:
+        raise ValueError(
+            f"{name} has layers of type {', '.join(kinds)}; specdec needs full or sliding-window attention in every "
+            "layer (a recurrent state, for one, cannot be rolled back to an accepted path)"
+        )
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(
+            f"{name} has a recurrent state, which cannot be rolled back to an accepted path; use an attention model"
+        )
+    devices = sorted({str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()})
+    if len(devices) > 1:
+        raise ValueError(f"{name} is spread over {', '.join(devices)}; specdec needs the whole model on one device")
 
 
 def max_positions(model: PreTrainedModel) -> int:
-    """Positions the model has; 0 for no limit."""
+    """Positions that text and drafts may use; 0 for no limit."""
     config = model.config.get_text_config()
-    return int(getattr(config, "max_position_embeddings", 0) or 0)
+    limits = [getattr(config, "max_position_embeddings", 0) or 0, _rope_limit(config)[1]]
+    return int(min((limit for limit in limits if limit > 0), default=0))
+
+
+def _rope_limit(config: PreTrainedConfig) -> tuple[str, int]:
+    """Rotary scaling that depends on the longest text of a batch, and up to where it does not; 0 for everywhere."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for settings in rope.values() if any(isinstance(v, dict) for v in rope.values()) else [rope]:
+        kind = settings.get("rope_type") if isinstance(settings, dict) else None
+        if kind in LENGTH_DEPENDENT_ROPE:
+            original = settings.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None)
+            return kind, int(original or config.max_position_embeddings)
+    return "", 0
 
 
 def check_length(model: PreTrainedModel, length: int, limit: int) -> None:
-    """Refuse texts longer than the model can tell positions apart.
+    """Refuse texts longer than the model can tell positions apart. `limit` is the model's `max_positions`.
 
     Raises:
         ValueError: too long, or the rotary embedding would change with the longest text of the batch.
     """
-    if limit and length > limit:
+    if not limit or length <= limit:
+        return
+    name = type(model).__name__
+    kind, original = _rope_limit(model.config.get_text_config())
+    if original == limit:
         raise ValueError(
-            f"prompt plus new tokens make {length} tokens, but {type(model).__name__} has {limit} positions; "
-            "shorten the prompt or lower max_new_tokens"
+            f"{name} uses {kind} rotary scaling, which past {limit} tokens depends on the longest text of a batch; "
+            f"prompt plus new tokens make {length}. Shorten the prompt or lower max_new_tokens"
         )
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    for settings in rope.values() if any(isinstance(v, dict) for v in rope.values()) else [rope]:
-        original = settings.get("original_max_position_embeddings") if isinstance(settings, dict) else None
-        if isinstance(settings, dict) and settings.get("rope_type") in LENGTH_DEPENDENT_ROPE and length > (original or limit):
-            raise ValueError(
-                f"{type(model).__name__} uses {settings['rope_type']} rotary scaling, which past {original or limit} "
-                f"tokens depends on the longest text of a batch; {length} were asked for. Shorten the request"
-            )
+    raise ValueError(
+        f"prompt plus new tokens make {length} tokens, but {name} has {limit} positions; "
+        "shorten the prompt or lower max_new_tokens"
+    )
 
 
 def hidden_modules(model: PreTrainedModel, layers: Sequence[int]) -> dict[int, nn.Module]:
@@ -106,18 +132,29 @@ def tap(taken: dict[int, Tensor], layer: int) -> Callable[[nn.Module, Any, Any],
 
 
 class _Recorder:
-    """A cache that keeps nothing and notes the shape of every layer's KV."""
+    """A cache that keeps nothing and notes what the layers do: their KV shapes, and what they ask of the attention."""
 
     is_compileable = False
     is_sliding: Sequence[bool] = ()
 
     def __init__(self) -> None:
         self.shapes: dict[int, LayerShape] = {}
+        self.windows: dict[int, int] = {}
+        self.ignored: set[str] = set()
         self.attended = 0
+        self._layer = 0
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         self.shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3], key.dtype)
+        self._layer = layer
         return key, value
+
+    def attend(self, mask: object, window: int | None, rest: Mapping[str, object]) -> None:
+        self.attended += 1
+        self.windows[self._layer] = window or 0
+        self.ignored |= {k for k, v in rest.items() if isinstance(v, Tensor) and k not in HARMLESS_TENSORS}
+        if mask is not None:
+            self.ignored.add("attention_mask")
 
     def get_seq_length(self, layer: int = 0) -> int:
         return 0
@@ -129,10 +166,19 @@ class _Recorder:
 
 
 def _probe_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, specdec_rows: Any = None, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    *,
+    specdec_rows: Any = None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    **rest: Any,
 ) -> tuple[Tensor, None]:
     if specdec_rows is not None:
-        specdec_rows.attended += 1
+        specdec_rows.attend(attention_mask, sliding_window, rest)
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
 
 
@@ -144,26 +190,50 @@ def layer_shapes(model: PreTrainedModel, configs: Sequence[PreTrainedConfig]) ->
     """KV shapes of every layer.
 
     Raises:
-        ValueError: the model does not keep its KV in the cache it is given, or attends by itself.
+        ValueError: the model does not keep its KV in the cache it is given, attends by itself, or asks of attention
+            what ours does not know.
     """
     name, recorder = type(model).__name__, _Recorder()
     tokens = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     positions = torch.arange(2, device=model.device)[None]
     try:
-        with plugged_in(configs, PROBE):
+        with evaluating(model), plugged_in(configs, PROBE):
             model(tokens, position_ids=positions, past_key_values=recorder, use_cache=True, specdec_rows=recorder)
     except Exception as error:
+        own = "" if getattr(model, "_supports_attention_backend", True) else "it uses its own attention: "
         raise ValueError(
-            f"{name} cannot be verified in trees: a forward pass with our cache and positions failed "
+            f"{name} cannot be verified in trees: {own}a forward pass with our cache and positions failed "
             f"({type(error).__name__}: {error}). It must accept position_ids, past_key_values and keyword arguments"
         ) from error
     count = len(recorder.shapes)
     if not count or sorted(recorder.shapes) != list(range(count)) or recorder.attended != count:
         raise ValueError(
-            f"{name} uses its own attention ({recorder.attended} of {model.config.get_text_config().num_hidden_layers} "
-            f"layers called ours, {count} stored their KV); use a model that supports transformers' AttentionInterface"
+            f"{name} uses its own attention, or hands it no keyword arguments: {recorder.attended} calls of ours and "
+            f"{count} stored KVs in {model.config.get_text_config().num_hidden_layers} layers; use a model that supports "
+            "transformers' AttentionInterface"
         )
+    if recorder.ignored:
+        raise ValueError(
+            f"{name} hands {', '.join(sorted(recorder.ignored))} to its attention, which tree attention does not take; "
+            "use a model with plain attention"
+        )
+    for layer, window in enumerate(_windows(model.config.get_text_config(), recorder)):
+        if window and recorder.windows[layer] != window:
+            raise ValueError(
+                f"{name} has a sliding window of {window} in layer {layer} that it does not hand to its attention; "
+                "it would be ignored. Set sliding_window to None in its config if its texts are shorter"
+            )
     return [recorder.shapes[i] for i in range(count)]
+
+
+def _windows(config: PreTrainedConfig, recorder: _Recorder) -> list[int]:
+    """The window every layer should have by the configuration; 0 for none, or where it does not say."""
+    window, count = getattr(config, "sliding_window", None) or 0, len(recorder.shapes)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return [window if kind == "sliding_attention" else 0 for kind in kinds]
+    used = window and getattr(config, "use_sliding_window", True) and not any(recorder.windows.values())
+    return [window if used else 0] * count
 
 
 @torch.inference_mode()
@@ -171,7 +241,7 @@ def check_logits(target: Target) -> None:
     """Compare a small tree with the model's own forward passes over its two paths; once per model.
 
     Raises:
-        ValueError: they differ by more than rounding.
+        ValueError: they differ by more than rounding, or are NaN.
     """
     model = target.model
     if model in _checked:
@@ -179,21 +249,26 @@ def check_logits(target: Target) -> None:
     vocabulary = target.vocab_size
     prompt = [i * 7919 % vocabulary for i in range(1, 6)]
     paths = [[11 % vocabulary, 23 % vocabulary], [11 % vocabulary, 35 % vocabulary]]
+    theirs = torch.stack([_plain_logits(model, prompt + path) for path in paths])  # [2, V]
+    if theirs.isnan().any():
+        raise ValueError(NAN_LOGITS)
     target.open(1, len(prompt) + 2, 4)
     target.prefill([0], [prompt])
     tree = TokenTree.from_lists([([paths[0][0], paths[0][1], paths[1][1]], [-1, 0, 0])], target.device)
-    ours = target.verify(tree).logits[0, 1:].float()  # [2, V]
-    theirs = torch.stack([_plain_logits(model, prompt + path) for path in paths])
-    error = float((ours - theirs).norm() / theirs.norm())
-    if not error <= TOLERANCE.get(model.dtype, 0.2):
+    ours = target.verify(tree).logits[0, 1:].float()
+    difference = torch.where(ours == theirs, 0.0, ours - theirs)  # some heads give padding of the vocabulary -inf
+    size = theirs[theirs.isfinite()].norm()
+    if not difference.norm() <= TOLERANCE.get(model.dtype, 0.2) * size:
         raise ValueError(
-            f"{type(model).__name__} gives other logits in a tree than by itself (relative difference {error:.2g}): it "
-            "needs inputs that specdec does not give (biases, masks, position tensors), so it cannot be used"
+            f"{type(model).__name__} gives other logits in a tree than by itself (relative difference "
+            f"{float(difference.norm() / size):.2g}): it needs inputs that specdec does not give (biases, masks, other "
+            "positions), or is not causal, so it cannot be used"
         )
     _checked.add(model)
 
 
 def _plain_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
     """`[V]` float32 after the last token."""
-    output: Mapping[str, Any] = model(torch.tensor([tokens], device=model.device), use_cache=False)
+    with evaluating(model):
+        output: Mapping[str, Any] = model(torch.tensor([tokens], device=model.device), use_cache=False)
     return output["logits"][0, -1].float()

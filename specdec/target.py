@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec import inspection
-from specdec.attention import Visibility, attention_configs, choose_backend, plugged_in
+from specdec.attention import Visibility, attention_configs, choose_backend, evaluating, plugged_in
 from specdec.cache import MAX_SPANS, CacheView, Places, TreeCache
 from specdec.core import TargetOutput, Verdict
 from specdec.tree.token_tree import TokenTree
@@ -36,7 +36,7 @@ class Target:
 
     def __init__(self, model: PreTrainedModel, *, backend: str = "auto", hidden_layers: Sequence[int] = ()):
         inspection.check_architecture(model)
-        self.model = model.eval()
+        self.model = model
         self.device = model.device
         self.backend = choose_backend(backend, self.device)
         self.vocab_size: int = model.config.get_text_config().vocab_size
@@ -196,7 +196,7 @@ class Target:
             positions = positions.clamp(max=self.max_positions - 1)
         extra: dict[str, Any] = {} if keep is None else {"logits_to_keep": keep}
         try:
-            with plugged_in(self._configs):
+            with evaluating(self.model), plugged_in(self._configs):
                 logits = self.model(
                     input_ids=tokens[None],
                     position_ids=positions[None],
