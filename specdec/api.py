@@ -106,7 +106,7 @@ def generate(
     check_architecture(model)
     prompts = _prompts(input_ids, attention_mask, model.config.get_text_config().vocab_size)
     _check_count(max_new_tokens)
-    eos = _eos_ids(model, eos_token_id)
+    eos = eos_ids(model, eos_token_id)
     check_length(model, max(map(len, prompts)) + max_new_tokens, max_positions(model))
     if streamer is not None and len(prompts) > 1:
         raise ValueError(f"a streamer takes one row at a time; got {len(prompts)} rows")
@@ -297,7 +297,7 @@ class SpeculativeDecoder:
     ) -> Request:
         _check_count(max_new_tokens)
         check_length(self.model, len(ids) + max_new_tokens, self.engine.target.max_positions)
-        return Request(ids, max_new_tokens, sampling, _eos_ids(self.model, None), processors, criteria)
+        return Request(ids, max_new_tokens, sampling, eos_ids(self.model, None), processors, criteria)
 
 
 class TextPieces:
@@ -368,7 +368,8 @@ def _prompts(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) 
     return prompts
 
 
-def _eos_ids(model: PreTrainedModel, given: int | Sequence[int] | None) -> frozenset[int]:
+def eos_ids(model: PreTrainedModel, given: int | Sequence[int] | None = None) -> frozenset[int]:
+    """Ids that end a text: those given, or the model's own."""
     config = model.generation_config
     ids = given if given is not None else (config.eos_token_id if config is not None else None)
     if ids is None:
