@@ -208,8 +208,8 @@ def layer_shapes(model: PreTrainedModel, configs: Sequence[PreTrainedConfig]) ->
     count = len(recorder.shapes)
     if not count or sorted(recorder.shapes) != list(range(count)) or recorder.attended != count:
         raise ValueError(
-            f"{name} uses its own attention, or hands it no keyword arguments: {recorder.attended} calls of ours and "
-            f"{count} stored KVs in {model.config.get_text_config().num_hidden_layers} layers; use a model that supports "
+            f"{name} uses its own attention, or hands it no keyword arguments: {recorder.attended} calls of ours "
+            f"and {count} stored KVs in {model.config.get_text_config().num_hidden_layers} layers; use one that has "
             "transformers' AttentionInterface"
         )
     if recorder.ignored:
