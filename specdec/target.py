@@ -53,6 +53,7 @@ class Target:
         """`[B]` int32: committed tokens of every slot, which is also the position of its tree's root."""
         return self.cache.lengths
 
+    @torch.inference_mode()
     def open(self, capacity: int, max_length: int, max_nodes: int = 1) -> None:
         """Allocate the KV of `capacity` slots of `max_length` tokens, with room for trees of `max_nodes` nodes.
 
@@ -161,6 +162,7 @@ class Target:
         """Keep the accepted path's KV; the root's is part of it."""
         self.cache.commit(verdict.path, verdict.num_accepted)
 
+    @torch.inference_mode()
     def release(self, slot: int) -> None:
         """The request in `slot` has ended."""
         self.cache.release(slot)
