@@ -158,6 +158,11 @@ class Sampler:
         self._groups = [(torch.tensor(s, device=self.device), p.warpers()) for p, s in slots.items()]
         self.raw = self.all_greedy and not self._penalised and not self._processors
 
+    @property
+    def has_processors(self) -> bool:
+        """Whether any request brought its own."""
+        return bool(self._processors)
+
     def commit(self, emitted: Tensor) -> None:
         """Tokens `[B, D]` int64 became text (repeats do no harm)."""
         if self._penalised and self._present is not None:
@@ -209,7 +214,7 @@ class Sampler:
         return scores
 
     def at(self, positions: Tensor, max_depth: int, slots: Sequence[int]) -> StepSampling:
-        """The sampler at a step of `slots`, roots at `positions` `[B]`, trees of at most `max_depth` levels."""
+        """The sampler at a step of `slots`, roots at `positions` `[B]`, trees of at most `max_depth` levels or children."""
         return StepSampling(self, positions, max_depth, slots)
 
 
@@ -222,6 +227,7 @@ class StepSampling:
         self._positions = positions
         self._max_depth = max_depth
         self._keys: dict[int, Tensor] = {}
+        self._chances: dict[int, Tensor] = {}  # depth -> [B, children]
 
     @property
     def raw(self) -> bool:
@@ -236,24 +242,37 @@ class StepSampling:
         return self._keys[stream][:, :, depth]
 
     def draw(self, logits: Tensor, depth: int, path: Tensor) -> Tensor:
-        """The target's own token after nodes at `depth`: `[B]` int64. `logits` `[B, V]`, `path` `[B, depth]` int64."""
+        """The target's own token after nodes at `depth`: `[B]` int64.
+
+        Args:
+            logits: `[B, V]`.
+            depth: of the nodes.
+            path: `[B, depth]` int64, drafted tokens from below the root to each node; -1 where a walk has stopped.
+        """
         if self.raw:
             return logits.argmax(-1)
-        scores = self._sampler.process(logits[:, None], path[:, None], self._slots)[:, 0]  # [B, V]
-        return self._argmax(scores, depth, noise.TARGET_STREAM)
+        return self._argmax(self._process(logits, path), depth, noise.TARGET_STREAM)
 
     def probs(self, logits: Tensor, path: Tensor) -> Tensor:
         """The target's distribution: `[B, V]` float32, one token's at temperature 0. Arguments as for `draw`."""
-        scores = self._sampler.process(logits[:, None], path[:, None], self._slots)[:, 0]
-        return self._distribution(scores)
+        return self._distribution(self._process(logits, path))
+
+    def _process(self, logits: Tensor, path: Tensor) -> Tensor:
+        """`[B, V]` float32. Users' processors are called where a walk goes on, and nowhere else."""
+        slots = self._slots
+        if self._sampler.has_processors and path.shape[1]:
+            slots = [slot for slot, last in enumerate(path[:, -1].tolist()) if last >= 0 and slot in slots]
+        return self._sampler.process(logits[:, None], path[:, None], slots)[:, 0]
 
     def draw_from(self, probs: Tensor, depth: int) -> Tensor:
         """A draw from unnormalised `probs` `[B, V]`, as for a residual: `[B]` int64."""
         return self._argmax(probs.log(), depth, noise.RESIDUAL_STREAM)
 
-    def uniform(self, depth: int, count: int) -> Tensor:
-        """`[B, count]` float32 in (0, 1), to accept or reject the children of a node at `depth`."""
-        return noise.uniform(self.keys(noise.ACCEPT_STREAM, depth), count)
+    def accept(self, probability: Tensor, depth: int, turn: int) -> Tensor:
+        """`[B]` bool, true with `probability` `[B]`, for the child tried in `turn` below a node at `depth`."""
+        if depth not in self._chances:
+            self._chances[depth] = noise.uniform(self.keys(noise.ACCEPT_STREAM, depth), self._max_depth)
+        return self._chances[depth][:, turn] < probability
 
     def draft_noise(self, shared: bool) -> DraftNoise:
         """What a drafter draws with: the target's noise (`shared`) or its own."""

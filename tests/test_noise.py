@@ -57,12 +57,18 @@ def test_seeds_of_any_size_differ() -> None:
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize(
     ("seeds", "positions", "count"),
-    [([1], [3], 200_000), ([1], list(range(2000)), 100), (list(range(20_000)), [12], 10), ([1], list(range(200_000)), 1)],
+    [
+        ([1], [3], 200_000),
+        ([1], list(range(2000)), 100),
+        (list(range(20_000)), [12], 10),
+        ([1], list(range(200_000)), 1),
+    ],
     ids=["tokens", "positions", "seeds", "one token"],
 )
 def test_uniform(stream: int, seeds: list[int], positions: list[int], count: int) -> None:
     numbers = uniform(seeds, positions, count, stream)
-    assert 0 < float(numbers.min()) and float(numbers.max()) <= 1
+    assert float(numbers.min()) > 0
+    assert float(numbers.max()) <= 1
     assert kolmogorov_smirnov(numbers) > ALARM
     cells = (numbers.flatten() * 1000).long().clamp_max(999)
     assert chi_square(cells.bincount(minlength=1000), torch.full((1000,), 1e-3)) > ALARM
@@ -124,7 +130,7 @@ def test_gumbel_max_draws_rare_tokens_among_many() -> None:
     """One token of probability 1/2 among 20,000 that share the rest: neither side of the tail is cut."""
     logits = torch.zeros(20_001)
     logits[7_000] = math.log(20_000)
-    drawn = torch.cat([noise.gumbel(keys([s], list(range(100))), 20_001)[0] for s in range(30)])  # [3000, V]
+    drawn = torch.cat([noise.gumbel(keys([s], list(range(100))), 20_001)[0] for s in range(20)])  # [2000, V]
     tokens = (logits + drawn).argmax(-1)
     halves = torch.stack([(tokens == 7_000).sum(), (tokens < 7_000).sum(), (tokens > 7_000).sum()])
     assert chi_square(halves, torch.tensor([0.5, 0.175, 0.325])) > ALARM

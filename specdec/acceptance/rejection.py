@@ -66,7 +66,6 @@ def _try_children(
     is_child = tree.parents == node[:, None]  # [B, N]
     rank = is_child.cumsum(-1) - 1  # [B, N]
     rounds = int(is_child.sum(-1).max()) if tree.tokens.device.type == "cpu" else tree.max_nodes - 1
-    chances = sampling.uniform(depth, max(rounds, 1))  # [B, rounds]
     accepted = torch.full_like(node, -1)
     for turn in range(rounds):
         match = is_child & (rank == turn)  # [B, N]
@@ -76,7 +75,8 @@ def _try_children(
         target, draft = target_probs.gather(1, token)[:, 0], draft_probs.gather(1, token)[:, 0]  # [B]
         # a child the draft gives no probability to cannot have been drawn from it: it counts as fixed
         drawn = draft > 0
-        accept = trying & (chances[:, turn] * torch.where(drawn, draft, 1.0) < target)
+        probability = torch.where(trying, target / torch.where(drawn, draft, 1.0), 0.0)
+        accept = sampling.accept(probability, depth, turn)
         accepted = torch.where(accept, child, accepted)
         rejected = (trying & ~accept)[:, None]
         left = torch.where(drawn[:, None], target_probs - draft_probs, target_probs.scatter(1, token, 0.0))

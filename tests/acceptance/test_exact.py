@@ -1,0 +1,204 @@
+"""Losslessness as an equation: what a step emits has the target's own joint distribution, to rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from specdec.acceptance.coupled import Coupled
+from specdec.acceptance.rejection import Rejection
+from specdec.core import TreePolicy
+from specdec.tree.best_first import BestFirst
+from specdec.tree.static import StaticTree, chain
+
+from .exact import (
+    ExactSampling,
+    Model,
+    drafts,
+    emit,
+    emitted_distribution,
+    largest_difference,
+    logits_of,
+    node_paths,
+    outcomes,
+    random_model,
+)
+
+ROUNDING = 1e-9
+
+POLICIES: dict[str, tuple[int, TreePolicy]] = {  # name -> vocabulary, shape
+    "chain of 1": (5, chain(1)),
+    "chain of 2": (3, chain(2)),
+    "chain of 3": (2, chain(3)),
+    "two children": (4, StaticTree([[0], [1]])),
+    "three children": (4, StaticTree([[0], [1], [2]])),
+    "all children": (3, StaticTree([[0], [1], [2]])),
+    "two levels": (3, StaticTree([[0], [1], [0, 0], [0, 1]])),
+    "fewer below": (3, StaticTree([[0], [1], [1, 0]])),
+}
+
+
+def one_hot(model: Model) -> Model:
+    """Temperature 0: all probability on the most likely token."""
+
+    def greedy(text: tuple[int, ...]) -> Tensor:
+        probs = model(text)
+        return torch.zeros_like(probs).index_fill_(0, probs.argmax(), 1.0)
+
+    return greedy
+
+
+def half_equal(target: Model, other: Model) -> Model:
+    """The target's own distribution after texts of even length, with two tokens' probabilities exactly equal else."""
+
+    def draft(text: tuple[int, ...]) -> Tensor:
+        if len(text) % 2 == 0:
+            return target(text)
+        probs = target(text).clone()
+        probs[1:] = other(text)[1:] * (1 - probs[0]) / other(text)[1:].sum()
+        return probs
+
+    return draft
+
+
+def pair(kind: str, vocab: int) -> tuple[Model, Model]:
+    """Target and drafter."""
+    target, draft = random_model(vocab, 1), random_model(vocab, 2)
+    return {
+        "random": (target, draft),
+        "sharp": (random_model(vocab, 3, spread=6.0), random_model(vocab, 4, spread=6.0)),
+        "equal": (target, target),
+        "half equal": (target, half_equal(target, draft)),
+        "draft has zeros": (target, random_model(vocab, 5, zeros=vocab - 2 if vocab > 2 else 1)),
+        "target has zeros": (random_model(vocab, 6, zeros=vocab - 2 if vocab > 2 else 1), draft),
+        "both have zeros": (random_model(vocab, 7, zeros=1), random_model(vocab, 8, zeros=1)),
+        "draft is one token": (target, one_hot(draft)),
+        "greedy": (one_hot(target), one_hot(draft)),
+        "greedy target": (one_hot(target), draft),
+    }[kind]
+
+
+KINDS = [
+    "random",
+    "sharp",
+    "equal",
+    "half equal",
+    "draft has zeros",
+    "target has zeros",
+    "both have zeros",
+    "draft is one token",
+    "greedy",
+    "greedy target",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", POLICIES)
+def test_rejection_with_drawn_children(shape: str, kind: str) -> None:
+    vocab, policy = POLICIES[shape]
+    got, wanted = emitted_distribution(Rejection(), policy, *pair(kind, vocab))
+    assert largest_difference(got, wanted) < ROUNDING
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["random", "sharp", "both have zeros"])
+def test_rejection_on_a_full_binary_tree(kind: str) -> None:
+    policy = StaticTree([[0], [1], [0, 0], [0, 1], [1, 0], [1, 1]])
+    got, wanted = emitted_distribution(Rejection(), policy, *pair(kind, 3))
+    assert largest_difference(got, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("kind", ["random", "draft has zeros", "greedy"])
+@pytest.mark.parametrize("rule", [Rejection(), Coupled()], ids=["rejection", "coupled"])
+def test_fixed_children(rule: Any, kind: str) -> None:
+    """Children kept because of what they are come without `draft_probs`, and the target alone decides."""
+    got, wanted = emitted_distribution(rule, BestFirst(max_nodes=5, depth=2, top_k=2), *pair(kind, 3))
+    assert largest_difference(got, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coupled(kind: str) -> None:
+    got, wanted = emitted_distribution(Coupled(), StaticTree([[0], [1], [0, 0], [1, 0]]), *pair(kind, 3))
+    assert largest_difference(got, wanted) < ROUNDING
+
+
+@dataclass(frozen=True)
+class KeepsTheLikelier:
+    """Drafts two children, keeps the likelier; `fixed_shape` says whether it admits to that."""
+
+    fixed_shape: bool
+    depth: ClassVar[int] = 1
+    max_nodes: ClassVar[int] = 2
+
+    def branching(self, level: int) -> int:
+        return 2
+
+    def grow(self, level: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        best = scores.flatten(1).argmax(-1, keepdim=True)
+        return best, best[:, :0]
+
+    def prune(self, scores: Tensor) -> None:
+        return None
+
+
+def test_a_drawn_child_kept_for_what_it_is_biases_rejection() -> None:
+    """Why policies without a fixed shape must say so: drawn, such a tree is biased; with fixed children it is not."""
+    got, wanted = emitted_distribution(Rejection(), KeepsTheLikelier(fixed_shape=True), *pair("random", 4))
+    assert largest_difference(got, wanted) > 0.01
+    got, wanted = emitted_distribution(Rejection(), KeepsTheLikelier(fixed_shape=False), *pair("random", 4))
+    assert largest_difference(got, wanted) < ROUNDING
+
+
+class FromTheTarget(ExactSampling):
+    """A wrong rule: after a rejection it draws from the target, not from the residual."""
+
+    def draw_from(self, probs: Tensor, depth: int) -> Tensor:
+        return super().draw_from(0.98 * probs + 0.02 / probs.shape[-1], depth)
+
+
+def test_a_small_mistake_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A residual that is off by 2 %, children that are accepted 1 % too often."""
+    monkeypatch.setattr("tests.acceptance.exact.ExactSampling", FromTheTarget)
+    got, wanted = emitted_distribution(Rejection(), StaticTree([[0], [1]]), *pair("random", 4))
+    assert largest_difference(got, wanted) > 1e-4
+    monkeypatch.undo()
+
+    def generous(self: ExactSampling, probability: Tensor, depth: int, turn: int) -> Tensor:
+        return ACCEPT(self, probability * 1.01, depth, turn)
+
+    monkeypatch.setattr(ExactSampling, "accept", generous)
+    got, wanted = emitted_distribution(Rejection(), chain(1), *pair("random", 4))
+    assert largest_difference(got, wanted) > 1e-4
+
+
+ACCEPT = ExactSampling.accept
+
+
+def test_choices_are_all_made_once() -> None:
+    """The enumeration itself: probabilities of all outcomes sum to one, each outcome's is its own."""
+    probs = torch.tensor([0.5, 0.0, 0.2, 0.3], dtype=torch.float64)
+
+    def run(choices: Any) -> tuple[int, int]:
+        first = choices.choose(probs)
+        return first, choices.choose(probs) if first else -1
+
+    found = {outcome: weight for weight, outcome in outcomes(run)}
+    assert sum(found.values()) == pytest.approx(1)
+    assert found[0, -1] == pytest.approx(0.5)
+    assert found[2, 3] == pytest.approx(0.06)
+    assert len(found) == 1 + 2 * 3
+
+
+def test_expected_length_of_a_chain_is_the_overlap() -> None:
+    """The accepted fraction is not only right in distribution but the most there is: the sum of min(target, draft)."""
+    target, drafter = pair("random", 5)
+    accepted = 0.0
+    for chance, tree in drafts(chain(1), drafter):
+        run = partial(emit, Rejection(), tree, logits_of(target, node_paths(tree)))
+        accepted += chance * sum(weight * (len(emitted) - 1) for weight, emitted in outcomes(run))
+    assert accepted == pytest.approx(float(torch.minimum(target(()), drafter(())).sum()), abs=ROUNDING)
