@@ -233,4 +233,4 @@ def _enter(stats: DecodingStats, index: int, request: Request) -> Generation:
 def _refuse_nan(logits: Tensor) -> None:
     """`logits` `[..., V]` that a token was drawn from."""
     if logits.isnan().any():
-        raise ValueError(NAN_LOGITS)
+        raise ValueError(f"the target's {NAN_LOGITS}")

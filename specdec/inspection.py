@@ -27,7 +27,7 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention", "global", "l
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 # What attention layers may hand over that changes nothing here. Any other tensor would be silently ignored.
 HARMLESS_TENSORS = {"position_ids", "cache_position"}
-NAN_LOGITS = "the target's logits are NaN; its weights are damaged, or its dtype overflows (try float32 or bfloat16)"
+NAN_LOGITS = "logits are NaN; the weights are damaged, or the dtype overflows (try float32 or bfloat16)"
 # A wrong position or mask changes logits by about their own size; rounding does not come near these.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
 
@@ -251,7 +251,7 @@ def check_logits(target: Target) -> None:
     paths = [[11 % vocabulary, 23 % vocabulary], [11 % vocabulary, 35 % vocabulary]]
     theirs = torch.stack([_plain_logits(model, prompt + path) for path in paths])  # [2, V]
     if theirs.isnan().any():
-        raise ValueError(NAN_LOGITS)
+        raise ValueError(f"{type(model).__name__}: {NAN_LOGITS}")
     target.open(1, len(prompt) + 2, 4)
     target.prefill([0], [prompt])
     tree = TokenTree.from_lists([([paths[0][0], paths[0][1], paths[1][1]], [-1, 0, 0])], target.device)
