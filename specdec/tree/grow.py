@@ -97,6 +97,15 @@ def grow(
     return _finish(policy, roots, tokens, parents, node_scores, expanded, probs)
 
 
+def count_expanded(policy: TreePolicy) -> int:
+    """How many nodes below the root are expanded while a tree grows, those that are pruned in the end included."""
+    frontier = total = 1
+    for level in range(policy.depth - 1):
+        frontier = policy.grow(level, torch.zeros(1, frontier, policy.branching(level)))[1].shape[1]
+        total += frontier
+    return total - 1
+
+
 def _finish(
     policy: TreePolicy,
     roots: Tensor,
@@ -116,9 +125,9 @@ def _finish(
         all_tokens, all_expanded = all_tokens.gather(1, keep), all_expanded.gather(1, keep)
         kept_parents = all_parents.gather(1, keep)
         all_parents = torch.where(kept_parents < 0, -1, renumber.gather(1, kept_parents.clamp_min(0)))
-    live = roots >= 0  # [B]
-    sizes = live.to(torch.int32) * all_tokens.shape[1]
-    all_parents = torch.where(live[:, None], all_parents, -1)
+    live = roots[:, None] >= 0  # [B, 1]
+    sizes = live[:, 0].to(torch.int32) * all_tokens.shape[1]
+    all_tokens, all_parents = torch.where(live, all_tokens, 0), torch.where(live, all_parents, -1)
     draft_probs = None
     if probs:
         nodes = torch.cat([n for n, _ in probs], 1)  # [B, F total]

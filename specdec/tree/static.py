@@ -16,7 +16,7 @@ class StaticTree:
             siblings (children are drawn best first, so a gap would throw a drawn child away).
 
     Raises:
-        ValueError: a parent or a better sibling is missing; the message names the path.
+        ValueError: there is no path, or a parent or a better sibling is missing; the message names the path.
     """
 
     fixed_shape = True
@@ -24,6 +24,8 @@ class StaticTree:
     def __init__(self, paths: Sequence[Sequence[int]]):
         nodes = sorted({tuple(p) for p in paths}, key=lambda p: (len(p), p))
         known = set(nodes)
+        if not nodes:
+            raise ValueError("tree has no paths; expected at least [[0]] (drafter=none decodes without drafts)")
         for path in nodes:
             needed = path[:-1] if path and len(path) > 1 else None
             if not path or min(path) < 0:
@@ -32,7 +34,7 @@ class StaticTree:
                 raise ValueError(f"tree path {list(path)} has no parent; add {list(needed)}")
             if path[-1] and (*path[:-1], path[-1] - 1) not in known:
                 raise ValueError(f"tree path {list(path)} has no better sibling; add {[*path[:-1], path[-1] - 1]}")
-        self.depth = max(map(len, nodes), default=0)
+        self.depth = max(map(len, nodes))
         self.max_nodes = len(nodes) + 1
         self._levels = [[p for p in nodes if len(p) == level + 1] for level in range(self.depth)]
         self._parents = {path[:-1] for path in nodes}

@@ -100,10 +100,11 @@ class TokenTree:
         """One path per sequence. `tokens` `[B, N]` int64, the root first; a root of -1 is an empty slot."""
         batch, nodes = tokens.shape
         parents, depths, words = _chain_shape(nodes, tokens.device)
-        empty = tokens[:, 0] < 0  # [B]
-        sizes = (~empty).to(torch.int32) * nodes
-        tree = TokenTree(tokens.clamp_min(0), parents.expand(batch, -1), sizes, draft_probs)
-        return tree.with_shape(depths.expand(batch, -1), words.expand(batch, -1, -1))
+        live = tokens[:, :1] >= 0  # [B, 1]
+        tree = TokenTree(
+            torch.where(live, tokens, 0), torch.where(live, parents, -1), live[:, 0].to(torch.int32) * nodes, draft_probs
+        )
+        return tree.with_shape(torch.where(live, depths, 0), torch.where(live[..., None], words, 0))
 
     @staticmethod
     def from_paths(
