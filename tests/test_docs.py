@@ -1,0 +1,38 @@
+"""What the documentation shows is what works."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import specdec
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "docs" / "examples" / "bigram.py"
+
+
+def test_readme_shows_the_example_drafter_as_it_is() -> None:
+    source = EXAMPLE.read_text()
+    assert len(source.splitlines()) < 60
+    assert source in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_example_drafter_is_lossless_and_drafts(batch: int) -> None:
+    spec = importlib.util.spec_from_file_location("bigram", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        initializer_range=0.2, eos_token_id=None, bos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    prompts = torch.randint(0, 40, (batch, 7))
+    plain = specdec.generate(model, prompts, drafter="none", max_new_tokens=60)
+    drafted = specdec.generate(model, prompts, drafter=module.Bigram(), max_new_tokens=60)
+    assert torch.equal(plain.sequences, drafted.sequences)
+    assert drafted.stats.mean_accepted_length_pooled > 1.1
