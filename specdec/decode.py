@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
 from specdec.core import AcceptanceRule, Drafter, TargetOutput, Verdict
 from specdec.inspection import NAN_LOGITS
@@ -37,6 +37,14 @@ class Request:
     eos: frozenset[int] = frozenset()
     processors: LogitsProcessorList | None = None
     criteria: StoppingCriteriaList | None = None
+
+    @property
+    def criteria_window(self) -> int:
+        """How many of the last tokens the criteria look at: few for stop strings, 0 (all) for what users give."""
+        criteria = self.criteria or []
+        if not all(isinstance(c, StopStringCriteria) for c in criteria):
+            return 0
+        return max((c.maximum_token_len for c in criteria), default=0)
 
 
 @dataclass(slots=True)
@@ -68,7 +76,8 @@ class Generation:
             return True
         if not self.request.criteria:
             return False
-        return bool(self.request.criteria(torch.tensor([self.ids]), None).any())  # type: ignore[arg-type]
+        seen = torch.tensor([self.ids[-self.request.criteria_window :]])  # [1, L]; -0 is the whole text
+        return bool(self.request.criteria(seen, None).any())
 
 
 class Decoding:
@@ -123,6 +132,7 @@ class Decoding:
         self.drafter.start(self.state, list(slots), prompts, output)
         first = self._first_tokens(slots, output)
         self.roots[list(slots)] = first
+        self.sampler.commit(self.roots.clamp_min(0)[:, None])
         self.clock.lap("prefill")
         return [self._emit(s, [t]) for s, t in zip(slots, first.tolist(), strict=True)]
 

@@ -116,9 +116,8 @@ class Sampler:
         self._params = [SamplingParams()] * capacity
         self._processors: dict[int, LogitsProcessorList] = {}  # slot -> the user's own
         self._texts: dict[int, list[int]] = {}  # slot -> prompt and text so far, kept up to date by the loop
-        self._penalties = torch.ones(capacity, device=device)  # [B]
         self._present: Tensor | None = None  # [B, V] bool: in the prompt or text; made when a penalty is first used
-        self._refresh()
+        self._stale = True  # settings have changed since the last step
 
     def start(
         self, slot: int, params: SamplingParams, text: list[int], processors: LogitsProcessorList | None = None
@@ -134,17 +133,18 @@ class Sampler:
                 self._present = torch.zeros(len(self._params), self.vocab_size, dtype=torch.bool, device=self.device)
             self._present[slot] = False
             self._present[slot, text] = True
-        self._refresh()
+        self._stale = True
 
     def stop(self, slot: int) -> None:
         """The request in `slot` has ended."""
         self._params[slot] = SamplingParams()
         self._processors.pop(slot, None)
         self._texts.pop(slot, None)
-        self._refresh()
+        self._stale = True
 
     def _refresh(self) -> None:
-        """What can be decided on the host once, when requests come and go, rather than at every step."""
+        """What can be decided on the host once, after requests came or went, rather than at every step."""
+        self._stale = False
         self.seeds = noise.seed_words([p.seed for p in self._params], self.device)  # [2, B]
         self._penalties = torch.tensor([p.repetition_penalty for p in self._params], device=self.device)  # [B]
         self._penalised = any(p.repetition_penalty != 1 for p in self._params)
@@ -155,7 +155,7 @@ class Sampler:
         for slot, params in enumerate(self._params):
             if params.warpers():
                 slots.setdefault(replace(params, seed=0, repetition_penalty=1.0), []).append(slot)
-        self._groups = [(torch.tensor(s, device=self.device), p.warpers()) for p, s in slots.items()]
+        self._groups = [(torch.tensor(s, device=self.device), w) for p, s in slots.items() if (w := p.warpers())]
         self.raw = self.all_greedy and not self._penalised and not self._processors
 
     @property
@@ -182,11 +182,10 @@ class Sampler:
             scores = self._penalise(scores, path)
         if self._processors:
             scores = self._process_rows(scores, path, slots)
-        for slots, warpers in self._groups:
-            if len(slots) == len(scores):
-                return warpers(None, scores.flatten(0, 1)).view_as(scores)
-            part = scores[slots]  # [b, M, V]
-            scores = scores.index_copy(0, slots, warpers(None, part.flatten(0, 1)).view_as(part))
+        for rows, warpers in self._groups:
+            if len(rows) == len(scores):
+                return _warp(scores, warpers)
+            scores = scores.index_copy(0, rows, _warp(scores[rows], warpers))
         return scores
 
     def _penalise(self, scores: Tensor, path: Tensor) -> Tensor:
@@ -214,8 +213,16 @@ class Sampler:
         return scores
 
     def at(self, positions: Tensor, max_depth: int, slots: Sequence[int]) -> StepSampling:
-        """The sampler at a step of `slots`, roots at `positions` `[B]`, trees of at most `max_depth` levels or children."""
+        """The sampler at a step of `slots`: roots at `positions` `[B]`, at most `max_depth` levels, or children a node."""
+        if self._stale:
+            self._refresh()
         return StepSampling(self, positions, max_depth, slots)
+
+
+def _warp(scores: Tensor, warpers: LogitsProcessorList) -> Tensor:
+    """`[b, M, V]` through transformers' warpers, which take rows `[n, V]` and do not look at ids."""
+    warped: Tensor = warpers(None, scores.flatten(0, 1))
+    return warped.view_as(scores)
 
 
 class StepSampling:

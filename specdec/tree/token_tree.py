@@ -101,9 +101,8 @@ class TokenTree:
         batch, nodes = tokens.shape
         parents, depths, words = _chain_shape(nodes, tokens.device)
         live = tokens[:, :1] >= 0  # [B, 1]
-        tree = TokenTree(
-            torch.where(live, tokens, 0), torch.where(live, parents, -1), live[:, 0].to(torch.int32) * nodes, draft_probs
-        )
+        sizes = live[:, 0].to(torch.int32) * nodes
+        tree = TokenTree(torch.where(live, tokens, 0), torch.where(live, parents, -1), sizes, draft_probs)
         return tree.with_shape(torch.where(live, depths, 0), torch.where(live[..., None], words, 0))
 
     @staticmethod
@@ -138,11 +137,11 @@ class TokenTree:
         count = num_words(nodes)
         token_rows, parent_rows, depth_rows, word_rows = [], [], [], []
         for tokens, parents in trees:
-            visible, depths = _visible_bits(parents)
+            visible, node_depths = _visible_bits(parents)
             pad = nodes - len(tokens)
             token_rows.append(tokens + [0] * pad)
             parent_rows.append(parents + [-1] * pad)
-            depth_rows.append(depths + [0] * pad)
+            depth_rows.append(node_depths + [0] * pad)
             word_rows.append([split_words(bits, count) for bits in visible] + [[0] * count] * pad)
         tree = TokenTree(
             torch.tensor(token_rows, dtype=torch.int64, device=device),
