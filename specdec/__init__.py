@@ -1,5 +1,6 @@
 """specdec: speculative decoding research on any Hugging Face causal language model."""
 
+from specdec import hf
 from specdec.api import GenerateOutput, SpeculativeDecoder, TextOutput, generate
 from specdec.metrics import DecodingStats
 from specdec.sampling import SamplingParams
@@ -15,4 +16,5 @@ __all__ = [
     "TokenTree",
     "__version__",
     "generate",
+    "hf",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    LogitsProcessor,
     LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
     StopStringCriteria,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -26,6 +33,7 @@ from specdec.sampling import SamplingParams, as_params
 from specdec.target import Target
 
 VOCABULARY_SLACK = 1024  # models of one family pad their embeddings differently
+STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
 
 Chat = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}]
 
@@ -94,7 +102,8 @@ def generate(
         pad_token_id: fills up shorter texts; None for the model's own, or its first eos.
         stop_strings: a text ends with the token that completes one of these; needs `tokenizer`.
         tokenizer: only for `stop_strings`.
-        logits_processor: transformers' processors, applied at every node with that node's own path as its history.
+        logits_processor: transformers' processors, applied at every node with that node's own path as its history: the
+            row's prompt without padding, and the text so far. They see one row at a time.
         stopping_criteria: transformers' criteria, asked after every token.
         streamer: a transformers streamer, for one row.
         backend: of tree attention.
@@ -104,29 +113,23 @@ def generate(
         ValueError: anything about the input, the model or the settings is wrong; the message says what to do.
     """
     check_architecture(model)
-    prompts = _prompts(input_ids, attention_mask, model.config.get_text_config().vocab_size)
+    prompts = prompts_of(input_ids, attention_mask, model.config.get_text_config().vocab_size)
     _check_count(max_new_tokens)
     eos = eos_ids(model, eos_token_id)
     check_length(model, max(map(len, prompts)) + max_new_tokens, max_positions(model))
-    if streamer is not None and len(prompts) > 1:
-        raise ValueError(f"a streamer takes one row at a time; got {len(prompts)} rows")
     criteria = _criteria(stopping_criteria, stop_strings, tokenizer)
     settings = as_params(sampling, len(prompts))
     requests = [
-        Request(p, max_new_tokens, s, eos, logits_processor, criteria) for p, s in zip(prompts, settings, strict=True)
+        Request(prompt, max_new_tokens, settings[row], eos, row_processors(logits_processor, row), criteria)
+        for row, prompt in enumerate(prompts)
     ]
-    if streamer is not None:
-        streamer.put(input_ids.cpu())
     engine = Engine(model, drafter, tree, acceptance, backend=backend, allow_targets=allow_targets)
-    stats = DecodingStats()
-    texts: list[list[int]] = [[] for _ in prompts]
-    for generation, tokens in engine.run(requests, stats) if max_new_tokens else ():
-        texts[generation.index] += tokens
-        if streamer is not None:
-            streamer.put(torch.tensor(tokens))
     if streamer is not None:
-        streamer.end()
-    return GenerateOutput(_padded(input_ids, texts, _pad_id(model, pad_token_id, eos)), stats)
+        if len(prompts) > 1:
+            raise ValueError(f"a streamer takes one row at a time; got {len(prompts)} rows")
+        streamer.put(input_ids.cpu())
+    texts, stats = serve(engine, requests, streamer)
+    return GenerateOutput(pad_texts(input_ids, texts, pad_id(model, pad_token_id, eos)), stats)
 
 
 class Engine:
@@ -153,6 +156,23 @@ class Engine:
         return decode(
             self.target, self.drafter, self.rule, requests, slots=len(requests), max_length=longest, stats=stats
         )
+
+
+def serve(
+    engine: Engine, requests: Sequence[Request], streamer: BaseStreamer | None = None
+) -> tuple[list[list[int]], DecodingStats]:
+    """Every request's new tokens. The streamer, which has had the prompt, is ended even after an error."""
+    stats = DecodingStats()
+    texts: list[list[int]] = [[] for _ in requests]
+    try:
+        for generation, tokens in engine.run([r for r in requests if r.max_new_tokens], stats):
+            texts[generation.index] += tokens
+            if streamer is not None:
+                streamer.put(torch.tensor(tokens))
+    finally:
+        if streamer is not None:
+            streamer.end()
+    return texts, stats
 
 
 def make_drafter(drafter: object, tree: object = None, allow_targets: Collection[str] = ()) -> Drafter:
@@ -243,12 +263,10 @@ class SpeculativeDecoder:
         settings = as_params(sampling, len(ids))
         criteria = _criteria(stopping_criteria, stop_strings, self.tokenizer)
         requests = [
-            self._request(p, max_new_tokens, s, logits_processor, criteria) for p, s in zip(ids, settings, strict=True)
+            self._request(prompt, max_new_tokens, settings[row], row_processors(logits_processor, row), criteria)
+            for row, prompt in enumerate(ids)
         ]
-        stats = DecodingStats()
-        tokens: list[list[int]] = [[] for _ in ids]
-        for generation, new in self.engine.run(requests, stats) if max_new_tokens else ():
-            tokens[generation.index] += new
+        tokens, stats = serve(self.engine, requests)
         texts = [self.tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
         return TextOutput(texts[0] if single else texts, tokens, stats)
 
@@ -300,8 +318,37 @@ class SpeculativeDecoder:
         return Request(ids, max_new_tokens, sampling, eos_ids(self.model, None), processors, criteria)
 
 
+def row_processors(processors: Sequence[LogitsProcessor] | None, row: int) -> LogitsProcessorList | None:
+    """The processors for one row of a batch: those of transformers that hold something per row get that row's.
+
+    Raises:
+        ValueError: a processor keeps a state from token to token, which drafted tokens would spoil.
+    """
+    chosen = LogitsProcessorList()
+    for processor in processors or ():
+        if isinstance(processor, STATEFUL):
+            raise ValueError(
+                f"{type(processor).__name__} keeps a state from token to token, and speculation looks at several "
+                "continuations of a text; it cannot be used"
+            )
+        own: Any = copy.copy(processor)
+        if isinstance(processor, PrefixConstrainedLogitsProcessor):
+            allowed = processor._prefix_allowed_tokens_fn
+            own._prefix_allowed_tokens_fn = lambda _, text, allowed=allowed: allowed(row, text)
+        elif isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
+            own.encoder_input_ids = processor.encoder_input_ids[row : row + 1]
+        elif isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
+            own.batch_size, own.generated_ngrams = 1, processor.generated_ngrams[row : row + 1]
+        elif isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+            own.prompt_ignore_length = own.prompt_ignore_length[row : row + 1]
+        else:
+            own = processor
+        chosen.append(own)
+    return chosen or None
+
+
 class TextPieces:
-    """Token ids to text piece by piece: a piece never ends inside a character, and costs the same however long the text.
+    """Token ids to text, piece by piece: none ends inside a character, and the cost does not grow with the text.
 
     Tokens are decoded together with the few before them, because a tokenizer may write a token differently at the
     beginning of a text.
@@ -343,14 +390,16 @@ def _check_count(max_new_tokens: object) -> None:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 0")
 
 
-def _prompts(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> list[list[int]]:
+def prompts_of(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> list[list[int]]:
     """Rows without their padding."""
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
-        got = f"{input_ids.dtype} of shape {list(input_ids.shape)}" if isinstance(input_ids, Tensor) else repr(input_ids)
+        is_tensor = isinstance(input_ids, Tensor)
+        got = f"{input_ids.dtype} of shape {list(input_ids.shape)}" if is_tensor else repr(input_ids)
         raise ValueError(f"input_ids is {got}; expected integers of shape [batch, length]")
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"attention_mask has shape {list(attention_mask.shape)}; expected that of input_ids, {list(input_ids.shape)}"
+            f"attention_mask has shape {list(attention_mask.shape)}; "
+            f"expected that of input_ids, {list(input_ids.shape)}"
         )
     keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     prompts = [
@@ -377,7 +426,7 @@ def eos_ids(model: PreTrainedModel, given: int | Sequence[int] | None = None) ->
     return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
 
-def _pad_id(model: PreTrainedModel, given: int | None, eos: frozenset[int]) -> int:
+def pad_id(model: PreTrainedModel, given: int | None, eos: frozenset[int]) -> int:
     if given is not None:
         return given
     config = model.generation_config
@@ -401,7 +450,7 @@ def _criteria(
     return criteria or None
 
 
-def _padded(input_ids: Tensor, texts: list[list[int]], pad: int) -> Tensor:
+def pad_texts(input_ids: Tensor, texts: list[list[int]], pad: int) -> Tensor:
     """`[B, L + n]`."""
     longest = max(map(len, texts))
     rows = [text + [pad] * (longest - len(text)) for text in texts]
