@@ -75,7 +75,8 @@ def tree_attention(
         `[R, Hq, Dv]` in q's dtype.
 
     Raises:
-        ValueError: shapes, dtypes, devices or (on the CPU) lengths, table entries or words do not fit.
+        ValueError: shapes, dtypes, devices or (on the CPU) lengths, table entries or words do not fit, or the backend
+            cannot do what is asked for.
     """
     check_shapes(q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words, window, softcap, sinks)
     if q.device.type == "cpu":
@@ -86,6 +87,8 @@ def tree_attention(
         scale = q.shape[2] ** -0.5
     if backend == "auto":
         backend = choose_backend(q, words, softcap, sinks, fixed_chunks)
+    if fixed_chunks and backend in ("naive", "sdpa"):
+        raise ValueError(f"fixed_chunks needs backend 'packed' or 'triton', got {backend!r}")
     if backend == "naive":
         return tree_attention_naive(
             q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words,

@@ -77,7 +77,14 @@ def has_warpgroup_mma(device: torch.device) -> bool:
 
 
 def choose_config(
-    dtype: torch.dtype, head_size: int, group: int, rows: int, batch: int, fixed: bool, warpgroups: bool = True
+    dtype: torch.dtype,
+    head_size: int,
+    group: int,
+    rows: int,
+    batch: int,
+    fixed: bool,
+    extras: bool = False,
+    warpgroups: bool = True,
 ) -> Config:
     """Tile sizes from what the host knows.
 
@@ -87,6 +94,7 @@ def choose_config(
         group: query heads per KV head.
         rows, batch: R and B; their quotient stands for the rows of a tree.
         fixed: one class of tiles whatever the batch and the tree, so that a row's bits depend on neither.
+        extras: soft-capping, or a window that may be shorter than a tree's path: their registers need more warps.
         warpgroups: from `has_warpgroup_mma`.
     """
     packed = 64 if fixed else group * -(-rows // max(batch, 1))
@@ -99,8 +107,8 @@ def choose_config(
         return Config(16, block_n, 4, 3 if wide else 5, chunk, fixed)
     if packed <= 32:
         return Config(32, block_n, 4, 3, chunk, fixed)
-    if packed < 256 or wide or not warpgroups:
-        return Config(64, block_n, 8 if wide or not warpgroups else 4, 3, chunk, fixed)
+    if packed < 256 or wide or extras or not warpgroups:
+        return Config(64, block_n, 8 if wide or extras or not warpgroups else 4, 3, chunk, fixed)
     return Config(128, block_n, 8, 3, chunk, fixed)
 
 
@@ -206,9 +214,12 @@ def tree_attention_fused(
     if batch == 0:
         return out.zero_()
     workspace = workspace or Workspace()
+    node_words = 1 if words is None else words.shape[1]
+    node_window = words is not None and 0 < window < 64 * node_words
     config = config or choose_config(
-        q.dtype, max(dim, value_dim), group, rows, batch, fixed_chunks, has_warpgroup_mma(device)
-    )
+        q.dtype, max(dim, value_dim), group, rows, batch, fixed_chunks, softcap > 0 or node_window,
+        has_warpgroup_mma(device),
+    )  # fmt: skip
     plan = make_device_plan(
         row_starts, context_lens, tree_sizes, rows=rows, heads=heads, group=group, slots=block_table.shape[1] * page,
         window=window, config=config, workspace=workspace,
@@ -216,7 +227,6 @@ def tree_attention_fused(
     block_m = config.block_m
     part = workspace.buffer("part", (plan.bound, heads, block_m, value_dim), torch.float32, device)
     lse = workspace.buffer("lse", (plan.bound, heads, block_m), torch.float32, device)
-    node_words = 1 if words is None else words.shape[1]
     log2_batch = batch.bit_length()
     shared = {
         "G": group, "DV": value_dim, "BLOCK_M": block_m, "BLOCK_DV": max(16, triton.next_power_of_2(value_dim)),
@@ -232,7 +242,7 @@ def tree_attention_fused(
         0 if words is None else words.stride(0),
         W=node_words, D=dim, PAGE=page, BLOCK_N=config.block_n, BLOCK_D=max(16, triton.next_power_of_2(dim)),
         ALIGN=config.chunk if config.fixed else config.block_n,
-        CAUSAL=words is None, WINDOW=window > 0, NODE_WINDOW=words is not None and 0 < window < 64 * node_words,
+        CAUSAL=words is None, WINDOW=window > 0, NODE_WINDOW=node_window,
         SOFTCAP=softcap > 0, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=config.warps, num_stages=config.stages, **shared,
     )  # fmt: skip

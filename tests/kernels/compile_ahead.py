@@ -97,7 +97,9 @@ def split(
     value_dim = value_dim or dim
     q_type = getattr(torch, dtype)
     q, pool = MockTensor(q_type), MockTensor(getattr(torch, pool_dtype or dtype))
-    config = choose_config(q_type, max(dim, value_dim), group, rows, batch, fixed, ARCH // 10 in (9, 10))
+    node_window = not causal and 0 < window < 64 * node_words
+    extras, warpgroups = softcap or node_window, ARCH // 10 in (9, 10)
+    config = choose_config(q_type, max(dim, value_dim), group, rows, batch, fixed, extras, warpgroups)
     q_heads = heads * group
     return tree_attention_split_kernel.warmup(
         q, pool, pool, q, FLOAT32, FLOAT32, INT32 if causal else INT64, INT32, INT32, INT32, INT32, INT32, INT32,
@@ -107,9 +109,73 @@ def split(
         W=node_words, G=group, D=dim, DV=value_dim, PAGE=page, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_DV=max(16, triton.next_power_of_2(value_dim)), LOG2_B=4,
         ALIGN=config.chunk if fixed else config.block_n, CAUSAL=causal, WINDOW=window > 0,
-        NODE_WINDOW=not causal and 0 < window < 64 * node_words, SOFTCAP=softcap, SINKS=sinks,
+        NODE_WINDOW=node_window, SOFTCAP=softcap, SINKS=sinks,
         PRECISION="ieee" if dtype == "float32" else "tf32",
         grid=(1, 1, 1), num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+
+
+def plan(fixed: bool = False, window: int = 0, batch: int = 32) -> Any:
+    """The plan kernel of a batch."""
+    from specdec.kernels.tree_attention.fused import tree_attention_plan_kernel
+
+    return tree_attention_plan_kernel.warmup(
+        INT32, INT32, INT32, INT32, INT32, batch, 33, window, G=4, CHUNK=256, BLOCK_M=64, BLOCK_N=64,
+        BLOCK_B=triton.next_power_of_2(batch), FIXED=fixed, WINDOW=window > 0, grid=(1,),
+    )  # fmt: skip
+
+
+def combine(dim: int = 128, sinks: bool = False) -> Any:
+    """The kernel that merges the chunks of a row."""
+    from specdec.kernels.tree_attention.fused import tree_attention_combine_kernel
+
+    return tree_attention_combine_kernel.warmup(
+        MockTensor(torch.bfloat16), FLOAT32, FLOAT32, INT32, INT32, FLOAT32 if sinks else INT32, 8, 8, 4096, dim,
+        G=4, DV=dim, BLOCK_DV=triton.next_power_of_2(dim), BLOCK_M=64, LOG2_B=4, SINKS=sinks, grid=(1, 1), num_warps=2,
+    )  # fmt: skip
+
+
+def ancestor_words(nodes: int = 64) -> Any:
+    """One program a tree."""
+    from specdec.kernels.ancestor_words.fused import ancestor_words_kernel
+
+    width = triton.next_power_of_2(triton.cdiv(nodes, 64))
+    return ancestor_words_kernel.warmup(
+        INT32, INT32, INT64, INT32, nodes, nodes, width, BLOCK_N=triton.next_power_of_2(nodes), BLOCK_W=width, grid=(1,)
+    )
+
+
+def accept(nodes: int = 64) -> Any:
+    """One program a tree."""
+    from specdec.kernels.accept.fused import accept_kernel
+
+    width = triton.next_power_of_2(triton.cdiv(nodes, 64))
+    return accept_kernel.warmup(
+        INT64, INT32, INT32, INT64, INT64, INT64, INT32, INT64, nodes, width,
+        BLOCK_N=triton.next_power_of_2(nodes), BLOCK_W=width, grid=(1,),
+    )  # fmt: skip
+
+
+def kv_commit(dim: int = 128, page: int = 64) -> Any:
+    """One program a layer, head and sequence."""
+    from specdec.kernels.kv_commit.fused import kv_commit_kernel
+
+    return kv_commit_kernel.warmup(
+        MockTensor(torch.bfloat16), INT32, INT32, INT64, INT32, 1 << 24, 8 * page * dim, page * dim, dim, 1000, 64,
+        D=dim, PAGE=page, BLOCK_D=triton.next_power_of_2(dim), ROWS=16, grid=(1, 1, 1),
+    )  # fmt: skip
+
+
+def kv_write(dim: int = 128, page: int = 64, pool_dtype: str = "bfloat16") -> Any:
+    """One program a row."""
+    from specdec.kernels.kv_write.fused import kv_write_kernel
+
+    rows, pool = MockTensor(torch.bfloat16), MockTensor(getattr(torch, pool_dtype))
+    block = triton.next_power_of_2(dim)
+    return kv_write_kernel.warmup(
+        rows, rows, pool, pool, INT32, INT32, INT32, 8 * dim, dim, 8 * dim, dim,
+        8 * page * dim, page * dim, dim, 8 * page * dim, page * dim, dim, 1000,
+        HEADS=8, D=dim, DV=dim, PAGE=page, BLOCK_H=8, BLOCK_D=block, BLOCK_DV=block, grid=(1,),
     )  # fmt: skip
 
 

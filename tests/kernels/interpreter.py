@@ -4,6 +4,7 @@
 - `tl.dot` by einsum: numpy's matmul rounds a row differently in another place of the tile, which no GPU does, so
   bitwise tests would fail for no reason.
 - casts from float32 to bf16 and to 8-bit floats: the interpreter cuts bits off instead of rounding to nearest even.
+- time: every call of a helper patches triton.language anew; once a launch is enough.
 - loop bounds read from memory: numpy >= 2.4 refuses int() of a one-element array, which triton 3.6 calls.
 """
 
@@ -65,6 +66,30 @@ def _patch_lang_tensor(tensor, scope=None):  # type: ignore[no-untyped-def]
         scope.set_attr(tensor, "__index__", index)
 
 
+_patch_language = ti._patch_lang
+_launch = ti.GridExecutor.__call__
+_patched: set[object] = set()  # modules patched since the launch began
+
+
+def _patch_lang(fn):  # type: ignore[no-untyped-def]
+    modules = {value for value in fn.__globals__.values() if value is tl or value is tl.core}
+    if modules <= _patched:
+        return ti._LangPatchScope()  # with nothing to restore
+    _patched.update(modules)
+    return _patch_language(fn)
+
+
+def _launch_grid(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+    _patched.clear()
+    try:
+        return _launch(self, *args, **kwargs)
+    finally:
+        _patched.clear()
+
+
+if hasattr(ti, "_LangPatchScope"):
+    ti._patch_lang = _patch_lang
+    ti.GridExecutor.__call__ = _launch_grid
 ti.InterpreterBuilder.create_dot = _create_dot
 ti._convert_float = _convert_float
 ti._patch_lang_tensor = _patch_lang_tensor

@@ -218,6 +218,8 @@ def test_bad_arguments_are_named(name: str) -> None:
 def test_sdpa_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="softcap"):
         make_case([80], [4], softcap=2.0).run("sdpa")
+    with pytest.raises(ValueError, match="fixed_chunks needs backend"):
+        make_case([80], [4]).run("sdpa", fixed_chunks=True)
 
 
 def test_import_leaves_triton_alone() -> None:
