@@ -10,6 +10,7 @@ of stdout is the result as JSON.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -34,7 +35,8 @@ from specdec.experiments import lossless, provenance
 from specdec.experiments.data import load_questions
 from specdec.loading import load_model, load_tokenizer
 from specdec.metrics import speedup
-from specdec.tree.static import StaticTree, chain
+from specdec.tree.static import chain
+from specdec.tree.token_tree import merge_paths
 
 NGRAM, LENGTH, DRAFT_LENGTH = 3, 8, 4
 Run = Callable[[list[int]], list[int]]
@@ -79,8 +81,8 @@ def main() -> None:
     questions = load_questions(per_category=-(-options.prompts // 5))
     prompts = [tokenizer(q.turns[0])["input_ids"] for q in questions.items][: options.prompts]
     data = {"name": questions.name, "sha256": questions.sha256, "count": len(prompts)}
-    result: dict[str, Any] = {"provenance": provenance.collect(provenance.command_line(), vars(options), data)}
-    result["provenance"]["config"]["output"] = str(options.output)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    result: dict[str, Any] = {"provenance": provenance.collect(provenance.command_line(), settings, data)}
     result["against_transformers"] = against_transformers(target, draft, prompts, options.tokens)
     result["outside_forwards"] = outside_forwards(target, draft, prompts, options.tokens)
     result["batch_8_over_1"] = batching(target, prompts, options.tokens)
@@ -294,10 +296,8 @@ class FixedTree:
     """A drafter for cost studies: 16 nodes of arbitrary tokens, whatever the text."""
 
     def __init__(self) -> None:
-        policy = StaticTree([[0], [1], [2], [3], [0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0],
-                             [1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]])  # fmt: skip
-        self.needs = DraftNeeds(max_nodes=policy.max_nodes)
         self._paths = [[5, 6, 7, 8], [5, 6, 7, 9], [5, 6, 10], [5, 11, 12], [13, 14, 15], [13, 16], [17, 18], [19]]
+        self.needs = DraftNeeds(max_nodes=len(merge_paths(1, self._paths)[0]))
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> torch.device:
         """Only the device."""
@@ -352,6 +352,7 @@ def memory(name: str, batch: int = 8, length: int = 1900, new_tokens: int = 64) 
         pass
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * warm_up.dtype.itemsize
     needed = bytes_of_weights + batch * (length + new_tokens) * per_token
+    ctypes.CDLL(None).malloc_trim(0)  # what the C library has freed but kept is not in use
     used = _resident() - before
     arena = bytes_of_weights + engine.target.cache.nbytes
     return {
@@ -386,10 +387,13 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(f"{name}: step outside the models' forwards", f"{share:.1%}")
     for name, ratio in result["batch_8_over_1"].items():
         table.add_row(
-            f"{name}: batch 8 / batch 1, tokens/s", f"{ratio['ratio']:.2f}x", f"{ratio['low']:.2f} to {ratio['high']:.2f}"
+            f"{name}: batch 8 / batch 1, tokens/s",
+            f"{ratio['ratio']:.2f}x",
+            f"{ratio['low']:.2f} to {ratio['high']:.2f}",
         )
     context, temperature, used = result["context"], result["temperature"], result["memory"]
-    table.add_row(f"step at {context['long']} / at {context['short']} tokens", f"{context['step_long_over_short']:.2f}x")
+    growth = f"{context['step_long_over_short']:.2f}x"
+    table.add_row(f"step at {context['long']} / at {context['short']} tokens", growth)
     table.add_row("share of that growth inside attention", f"{context['share_of_growth_in_attention']:.0%}")
     table.add_row(
         "step at temperature 1 / 0, 16 nodes, vocabulary 8192",

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from specdec.core import DraftNeeds, TargetOutput, TreePolicy, Verdict
 from specdec.sampling import DraftNoise
 from specdec.target import Target
-from specdec.tree.grow import Frontier, grow
+from specdec.tree.grow import Frontier, count_expanded, grow
 from specdec.tree.static import chain
 from specdec.tree.token_tree import WORD_BITS, TokenTree, num_words
 
@@ -42,7 +42,8 @@ class DraftModel:
     """See the module.
 
     Args:
-        model: any causal LM with the target's vocabulary, on its own device and in its own dtype.
+        model: any causal LM with the target's vocabulary, on its own device and in its own dtype. Where only the padding
+            of the vocabularies differs, what the target does not have is cut, and what it has more is never drafted.
         tree: the shape of the drafts; a chain of 4 by default.
         backend: of the draft model's attention.
 
@@ -56,32 +57,27 @@ class DraftModel:
         self.backend = backend
         self.vocab_size = Target(model, backend=backend).vocab_size  # looks the model over, too
         self.needs = DraftNeeds(max_nodes=self.policy.max_nodes)
+        self._expanded = count_expanded(self.policy)
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> State:
         """A cache with room for every node that growing a tree can run."""
         model = Target(self.model, backend=self.backend)
-        model.open(capacity, max_length, self._most_expanded() + 2)
+        model.open(capacity, max_length, self._expanded + 2)
         unread = torch.full((capacity,), -1, dtype=torch.int64, device=model.device)
         return State(model, unread, unread[:, None], device)
-
-    def _most_expanded(self) -> int:
-        widths = [1]
-        for level in range(self.policy.depth):
-            widths.append(widths[-1] * self.policy.branching(level))
-        return min(sum(widths), self.policy.max_nodes * max(map(self.policy.branching, range(self.policy.depth))))
 
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
         """The draft model reads the prompts."""
         for slot in slots:
             state.model.release(slot)
-        state.model.prefill(slots, prompts)
+        state.model.prefill(slots, [[min(t, self.vocab_size - 1) for t in prompt] for prompt in prompts])
         state.unread[slots] = -1
 
     def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
         """Read what is new, then grow a tree."""
         model = state.model
         roots = roots.to(model.device)
-        logits = self._read(state, roots).to(state.device)
+        logits = fit_vocabulary(self._read(state, roots).to(state.device), noise.vocab_size)
         live = (roots >= 0).to(torch.int32)
         visible: list[Tensor] = []  # [B, F, W] of the last frontier
         done = 0
@@ -89,15 +85,17 @@ class DraftModel:
         def expand(frontier: Frontier) -> Tensor:
             nonlocal done
             width = frontier.tokens.shape[1]
-            words = _own_bits(done, width, num_words(self._most_expanded()), model.device).expand(len(roots), -1, -1)
+            words = _own_bits(done, width, num_words(self._expanded), model.device).expand(len(roots), -1, -1)
             if visible:
                 parents = frontier.parents.to(model.device)[..., None].expand(-1, -1, words.shape[-1])
                 words = words | visible[-1].gather(1, parents)
             visible.append(words)
             depths = torch.full((len(roots), width), frontier.level - 1, dtype=torch.int32, device=model.device)
-            output = model.extend(frontier.tokens.to(model.device), depths, words, live * width, first=done)
+            output = model.extend(
+                self._known(frontier.tokens).to(model.device), depths, words, live * width, first=done
+            )
             done += width
-            return output.logits.to(state.device)
+            return fit_vocabulary(output.logits.to(state.device), noise.vocab_size)
 
         grown = grow(self.policy, roots.to(state.device), logits, expand, noise)
         state.expanded = grown.expanded.to(model.device)
@@ -108,7 +106,7 @@ class DraftModel:
         model, rows = state.model, torch.arange(len(roots), device=roots.device)
         behind = state.unread >= 0  # [B]
         live = roots >= 0
-        if not model.device.type == "cuda" and not behind.any():
+        if model.device.type != "cuda" and not behind.any():
             chained = TokenTree.roots(roots)
             last = torch.zeros_like(rows)
         else:
@@ -116,10 +114,14 @@ class DraftModel:
             chained = TokenTree.chain(torch.stack([first, roots], 1))
             last = behind.long()
         counts = live.to(torch.int32) * (last + 1).to(torch.int32)
-        output = model.extend(chained.tokens, chained.depths, chained.words, counts)
+        output = model.extend(self._known(chained.tokens), chained.depths, chained.words, counts)
         model.cache.append(rows, counts)
         state.unread.fill_(-1)
         return output.logits[rows, last]
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        """Tokens that only the target knows are read as the draft model's last one."""
+        return tokens.clamp_max(self.vocab_size - 1)
 
     def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
         """Keep the KV of accepted nodes that were run; remember an accepted leaf, which was not."""
@@ -130,8 +132,15 @@ class DraftModel:
         places = torch.where(path >= 0, state.expanded.gather(1, path.clamp_min(0)), -1)
         run = (places >= 0).sum(-1, dtype=torch.int32)  # [B]
         state.model.cache.commit(places, run)
-        leaf = tree.tokens.to(path.device).gather(1, path.gather(1, (count - 1).clamp_min(0).long()[:, None]).clamp_min(0))
+        deepest = path.gather(1, (count - 1).clamp_min(0).long()[:, None]).clamp_min(0)  # [B, 1]
+        leaf = tree.tokens.to(path.device).gather(1, deepest)
         state.unread = torch.where(count > run, leaf[:, 0], -1)
+
+
+def fit_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
+    """`[..., V']` cut to `[..., vocab_size]`, or filled up with -inf."""
+    missing = vocab_size - logits.shape[-1]
+    return torch.nn.functional.pad(logits, (0, missing), value=float("-inf")) if missing else logits
 
 
 def _own_bits(first: int, count: int, words: int, device: torch.device) -> Tensor:

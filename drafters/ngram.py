@@ -73,7 +73,8 @@ class NGram:
             raise ValueError(f"ngram needs 1 <= min_ngram <= max_ngram; got {min_ngram} and {max_ngram}")
         if length < 1 or continuations < 1 or max_nodes < 2:
             raise ValueError(
-                f"ngram needs length >= 1, continuations >= 1, max_nodes >= 2; got {length}, {continuations}, {max_nodes}"
+                "ngram needs length >= 1, continuations >= 1 and max_nodes >= 2; "
+                f"got {length}, {continuations} and {max_nodes}"
             )
         self.max_ngram, self.min_ngram, self.length, self.continuations = max_ngram, min_ngram, length, continuations
         self.needs = DraftNeeds(max_nodes=max_nodes)

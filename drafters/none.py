@@ -1,4 +1,4 @@
-"""No drafts: a tree of one node, which is plain decoding through the same loop. Every speed-up is measured against it."""
+"""No drafts: a tree of one node is plain decoding, through the same loop. Speed-ups are measured against it."""
 
 from __future__ import annotations
 

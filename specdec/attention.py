@@ -1,6 +1,6 @@
 """Our attention inside an unmodified transformers model.
 
-A function registered with transformers' AttentionInterface gets every layer's queries, and the arena from our cache; who
+A function registered with transformers' AttentionInterface gets every layer's queries and the arena of our cache; who
 sees what (`Visibility`) travels down as a keyword argument. `plugged_in` switches a model to it for the length of a
 forward pass and back, so that the user's model stays as it was.
 """
@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
-from specdec.kernels.tree_attention import Plan, make_plan, packed, tree_attention
+from specdec.kernels.tree_attention import Backend, Plan, make_plan, packed, tree_attention
 
 NAME = "specdec_tree"
-BACKENDS = ("auto", "packed", "sdpa", "naive", "triton")
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Visibility:
     context_lens: Tensor
     tree_sizes: Tensor
     words: Tensor | None
-    backend: str
+    backend: Backend
 
     @cached_property
     def plan(self) -> Plan:
@@ -49,7 +49,7 @@ class Visibility:
         return make_plan(self.block_table, self.row_starts, self.context_lens, self.tree_sizes, self.words)
 
 
-def choose_backend(backend: str, device: torch.device) -> str:
+def choose_backend(backend: str, device: torch.device) -> Backend:
     """What `auto` stands for on this device.
 
     Raises:
@@ -58,7 +58,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; expected one of: {', '.join(BACKENDS)}")
     if backend != "auto":
-        return backend
+        return cast(Backend, backend)
     return "triton" if device.type == "cuda" else "packed"
 
 

@@ -48,7 +48,7 @@ class TargetOutput:
 
     Attributes:
         logits: `[B, N, V]` in the model's dtype; rows of padding nodes mean nothing.
-        hidden: for every layer asked for, `[B, N, H]`: the output of that decoder layer; -1 is the input of the LM head.
+        hidden: for every layer asked for, `[B, N, H]`: the output of that decoder layer; -1 is what the LM head reads.
     """
 
     logits: Tensor
@@ -117,9 +117,14 @@ class TreePolicy(Protocol):
             needs their distribution: keeping a drawn child because of what it is would bias the text.
     """
 
-    depth: int
-    max_nodes: int
-    fixed_shape: bool
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def max_nodes(self) -> int: ...
+
+    @property
+    def fixed_shape(self) -> bool: ...
 
     def branching(self, level: int) -> int:
         """Children to draft for each node of the frontier at `level` (0 is the root)."""

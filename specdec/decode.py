@@ -139,7 +139,8 @@ class Decoding:
     def _first_tokens(self, slots: Sequence[int], output: TargetOutput) -> Tensor:
         """The prompt's last token is a tree of one node: the rule that draws every other token draws the first too."""
         index = torch.tensor(slots, device=self.target.device)
-        logits = output.logits.new_zeros(len(self.slots), 1, output.logits.shape[-1]).index_copy(0, index, output.logits)
+        vocab_size = output.logits.shape[-1]
+        logits = output.logits.new_zeros(len(self.slots), 1, vocab_size).index_copy(0, index, output.logits)
         _refuse_nan(output.logits)
         tree = TokenTree.roots(torch.full_like(self.roots, -1).index_fill(0, index, 0))
         return self.rule(tree, logits, self.sampler.at(self.target.lengths - 1, 1, slots)).next_token[index]

@@ -213,7 +213,7 @@ class Sampler:
         return scores
 
     def at(self, positions: Tensor, max_depth: int, slots: Sequence[int]) -> StepSampling:
-        """The sampler at a step of `slots`: roots at `positions` `[B]`, at most `max_depth` levels, or children a node."""
+        """The sampler at a step of `slots`: roots at `positions` `[B]`, at most `max_depth` levels or children a node."""
         if self._stale:
             self._refresh()
         return StepSampling(self, positions, max_depth, slots)
@@ -311,6 +311,11 @@ class DraftNoise:
         self._step = step
         self._sampler = step._sampler
         self.shared = shared
+
+    @property
+    def vocab_size(self) -> int:
+        """V of the target: what `choose` expects."""
+        return self._sampler.vocab_size
 
     def choose(
         self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False

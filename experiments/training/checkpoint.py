@@ -31,7 +31,7 @@ def save(
 
 
 def load(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, History]:
-    """Restore the newest checkpoint of `folder` in place; returns the next step and the history, (0, []) without one."""
+    """Restore the newest checkpoint of `folder` in place; returns the next step and the history, or 0 and none."""
     if not (folder / FILE).exists():
         return 0, []
     with safe_open(folder / FILE, "pt") as file:
@@ -41,7 +41,7 @@ def load(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimi
                 parameter.copy_(file.get_tensor(f"model.{name}"))
         for i, optimizer in enumerate(optimizers):
             state: dict[int, dict[str, Any]] = {}
-            for key in file.keys():
+            for key in file.keys():  # noqa: SIM118  (not a dict)
                 if key.startswith(f"optimizer.{i}."):
                     j, name = key.split(".")[2:]
                     state.setdefault(int(j), {})[name] = file.get_tensor(key)

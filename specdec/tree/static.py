@@ -45,7 +45,8 @@ class StaticTree:
 
     def grow(self, level: int, scores: Tensor) -> tuple[Tensor, Tensor]:
         """See TreePolicy: the same choice for every sequence, whatever the scores."""
-        frontier: list[tuple[int, ...]] = [()] if level == 0 else [p for p in self._levels[level - 1] if p in self._parents]
+        above: list[tuple[int, ...]] = [()] if level == 0 else self._levels[level - 1]
+        frontier = [p for p in above if p in self._parents]
         width = scores.shape[2]
         kept = [frontier.index(p[:-1]) * width + p[-1] for p in self._levels[level]]
         expanded = [i for i, p in enumerate(self._levels[level]) if p in self._parents]
