@@ -1,0 +1,89 @@
+"""The `specdec` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+USAGE = """specdec: speculative decoding research
+
+  specdec run experiment=demo        compare methods with plain decoding; `specdec run --help` lists what there is
+  specdec train experiment=...       make a shipped model again, or one like it
+  specdec report DIR...              write report.html of finished runs again
+  specdec --version
+
+Settings are given as name=value; conf/ in the package holds them all.
+"""
+EXTRA = 'pip install "specdec[experiments]"'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code. Every mistake is one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        import specdec
+
+        print(f"specdec {specdec.__version__}")
+        return 0
+    commands: dict[str, Callable[[list[str]], None]] = {"run": _run, "train": _train, "report": _report}
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in commands:
+            from specdec.loading import unknown
+
+            raise unknown("command", name, commands)
+        commands[name](rest)
+    except ModuleNotFoundError as error:
+        if os.environ.get("SPECDEC_TRACEBACK") or (error.name or "").startswith("specdec"):
+            raise
+        return _fail(f"`specdec {name}` needs the package {error.name}: {EXTRA}", 1)
+    except ValueError as error:
+        if os.environ.get("SPECDEC_TRACEBACK"):
+            raise
+        return _fail(" ".join(str(error).split()), 1)
+    except KeyboardInterrupt as stopped:
+        return _fail(str(stopped) or "stopped", 130)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"specdec: {message}", file=sys.stderr)
+    return code
+
+
+def _run(arguments: list[str]) -> None:
+    from specdec.experiments.hydra_app import launch, resumed
+
+    launch("run", resumed(arguments))
+
+
+def _train(arguments: list[str]) -> None:
+    from specdec.experiments.hydra_app import launch
+
+    launch("train", arguments)
+
+
+def _report(arguments: list[str]) -> None:
+    from pathlib import Path
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("specdec report DIR...   write report.html of finished runs again")
+        return
+    folders = [Path(argument) for argument in arguments]
+    for folder in folders:
+        if not (folder / "summary.json").is_file():
+            begun = (folder / "config.yaml").is_file()
+            hint = f"finish it with: specdec run resume={folder}" if begun else "give a run's folder"
+            raise ValueError(f"{str(folder)!r} has no summary.json; {hint}")
+    from specdec.experiments.report import write_report
+
+    for folder in folders:
+        print(write_report(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

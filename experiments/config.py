@@ -1,0 +1,97 @@
+"""The configuration of `specdec run`, looked over before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from specdec import loading
+from specdec.attention import choose_backend
+from specdec.experiments.methods import Method, Spec, make_methods
+from specdec.experiments.validation import check_keys, check_models, refuse_missing
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How to measure; see conf/run.yaml."""
+
+    max_new_tokens: int = 64
+    repeats: int = 1
+    warmup_tokens: int = 16
+    time_limit: float | None = None
+    steps: bool = True
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 2), ("repeats", 1), ("warmup_tokens", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"measure.{name} is {value!r}; expected a whole number of at least {least}")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise ValueError(f"measure.threads is {self.threads!r}; expected a whole number of at least 1, or null")
+        if type(self.steps) is not bool:
+            raise ValueError(f"measure.steps is {self.steps!r}; expected true or false")
+        limit = self.time_limit
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0):
+            raise ValueError(f"measure.time_limit is {limit!r}; expected seconds, or null for no limit")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Everything that decides what a run does. `methods` has every baseline before its methods."""
+
+    name: str
+    target: Spec
+    methods: tuple[Method, ...]
+    data: Spec
+    tracker: Spec
+    backend: str
+    measure: Measure
+    stream: int | None
+    allow_targets: tuple[str, ...] = ()
+    resolved: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def parse(raw: Mapping[str, Any]) -> RunConfig:
+        """From the resolved configuration.
+
+        Raises:
+            ValueError: a key, name or value is wrong; the message says which.
+        """
+        if "training" in raw:
+            raise ValueError("this configuration trains a model: start it with `specdec train`")
+        known = {"name", "target", "drafter", "tree", "acceptance", "sampling", "data", "backend", "tracker"}
+        check_keys(raw, known | {"methods", "measure", "stream", "allow_targets"}, "setting")
+        allowed = tuple(raw.get("allow_targets") or ())
+        for kind in ("target", "data", "tracker"):
+            if kind not in raw:
+                raise ValueError(f"no {kind} was chosen; expected {kind}=one of: {', '.join(loading.names(kind))}")
+            loading.check(raw[kind], allowed, kind)
+            refuse_missing(raw[kind], kind)
+        check_models({"target": raw["target"]})
+        measure = raw.get("measure") or {}
+        check_keys(measure, {f.name for f in fields(Measure)}, "setting of measure")
+        stream = raw.get("stream")
+        if stream is not None and (type(stream) is not int or stream < 1):
+            raise ValueError(f"stream is {stream!r}; expected a number of new tokens, or null")
+        return RunConfig(
+            name=str(raw["name"]),
+            target=dict(raw["target"]),
+            methods=make_methods(raw, allowed),
+            data=dict(raw["data"]),
+            tracker=dict(raw["tracker"]),
+            backend=_backend(raw.get("backend")),
+            measure=Measure(**measure),
+            stream=stream,
+            allow_targets=allowed,
+            resolved=dict(raw),
+        )
+
+
+def _backend(raw: Any) -> str:
+    check_keys(raw, {"attention"}, "setting of backend")
+    name = str(raw["attention"])
+    choose_backend(name, loading.choose_device("auto"))
+    return name

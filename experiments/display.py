@@ -1,0 +1,130 @@
+"""What a run shows in the terminal: a completion as it is written, progress, and the table. Plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from specdec.api import TextPieces, eos_ids
+from specdec.decode import Request
+from specdec.experiments.methods import Method
+from specdec.experiments.workbench import Bench
+from specdec.metrics import DecodingStats
+
+LOG_LINES = 10  # of progress, where the output is no terminal
+SHOWN_PROMPT = 300  # characters of a prompt's end
+
+
+class Bar:
+    """Progress over `total` steps: a bar in a terminal, a few lines in a log. Use as a context manager."""
+
+    def __init__(self, console: Console, total: int, what: str):
+        self._console, self._total, self._what = console, total, what
+        self._done, self._began = 0, time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self._bar = Progress(*columns, *times, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, note: str = "", done: int | None = None) -> None:
+        """One more, or `done` in all."""
+        before, self._done = self._done, self._done + 1 if done is None else done
+        self._bar.update(self._task, completed=self._done, description=f"{self._what} {note}".rstrip())
+        part = max(self._total // LOG_LINES, 1)
+        if not self._console.is_terminal and (self._done // part > before // part or self._done == self._total):
+            spent = time.monotonic() - self._began
+            self._console.print(f"{self._what}: {self._done} of {self._total}, {spent:.0f} s {note}".rstrip())
+
+
+def show_stream(console: Console, bench: Bench, method: Method, prompt: str, max_new_tokens: int) -> None:
+    """Write one completion, token by token: drafted and accepted ones in green, the target's own as they are."""
+    ids = bench.tokenizer(prompt)["input_ids"]
+    ids = ids[-bench.room(max_new_tokens) :] if bench.room(max_new_tokens) else ids
+    shown = prompt[-SHOWN_PROMPT:].partition("\n")[2] if len(prompt) > SHOWN_PROMPT else prompt
+    console.print(f"One completion by [bold]{method.name}[/]: what was [green]drafted and accepted[/] is green.\n")
+    console.print(Text(shown, style="dim"), end="", soft_wrap=True)
+    pieces, stats = TextPieces(bench.tokenizer), DecodingStats()
+    request = Request(ids, max_new_tokens, method.sampling, eos_ids(bench.model))
+    for _, tokens in bench.engines[method.name].run([request], stats):
+        for part, style in ((tokens[:-1], "green"), (tokens[-1:], "")):
+            _write(console, pieces.push(part), style)
+    _write(console, pieces.flush(), "")
+    seconds = sum(stats.phases.values())
+    console.print(f"\n\n{stats.new_tokens} tokens in {stats.steps} steps and {seconds:.2f} s.\n")
+
+
+def _write(console: Console, piece: str, style: str) -> None:
+    if piece:
+        console.print(Text(piece, style=style), end="", soft_wrap=True)
+        console.file.flush()
+
+
+def leaderboard(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """The table's columns and rows, as text: shown in the terminal and given to the tracker."""
+    columns = ["method", "accepted", "tokens/s", "speed-up", "draft", "verify", "accept", "commit", "lossless"]
+    rows = []
+    for entry in summary["methods"]:
+        found = entry["metrics"]
+        shares = [found["phase_share"][p] for p in ("draft", "verify", "accept", "commit")]
+        rows.append(
+            [
+                entry["name"],
+                _number(found["mean_accepted_length_pooled"], ".2f"),
+                _number(found["tokens_per_second"], ".0f"),
+                _speedup(entry["speedup"]),
+                *[_number(share, ".0%") for share in shares],
+                entry["lossless"]["verdict"],
+            ]
+        )
+    return columns, rows
+
+
+def show_table(console: Console, summary: Mapping[str, Any]) -> None:
+    """The leaderboard."""
+    columns, rows = leaderboard(summary)
+    table = Table(title=f"{summary['experiment']}: {summary['target']['name']}, {summary['target']['dtype']}")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("method", "lossless") else "right", no_wrap=True)
+    for row in rows:
+        bad = row[-1] in ("no", "not lossless")
+        table.add_row(*row, style="red" if bad else "")
+    # a log has no width: leave the table its own
+    wide = console if console.is_terminal else Console(file=console.file, width=max(console.width, 120))
+    wide.print(table)
+    console.print(
+        "accepted: mean tokens a step, the target's own included. speed-up: tokens/s over the baseline, with a 95 % "
+        "interval. Shares are of the time after the prefill.",
+        style="dim",
+    )
+
+
+def show_notes(console: Console, notes: Sequence[str]) -> None:
+    """What a reader of the numbers has to know."""
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", highlight=False)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _speedup(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "1"
+    if found["ratio"] is None:
+        return "-"
+    label = f" ({found['label']})" if found["label"] else ""
+    return f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}]{label}"

@@ -1,0 +1,52 @@
+"""Two figures for trackers: speed-ups with their intervals, and acceptance by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def draw(summary: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Write PNG files; returns them by name."""
+    folder.mkdir(exist_ok=True)
+    files = {}
+    for name, make in (("speedup", _speedups), ("acceptance_by_depth", _depths)):
+        figure = make(summary)
+        files[name] = folder / f"{name}.png"
+        figure.savefig(files[name], dpi=120)
+    return files
+
+
+def _speedups(summary: Mapping[str, Any]) -> Figure:
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    shown = [e for e in summary["methods"] if e["speedup"] and e["speedup"]["ratio"] is not None]
+    for place, entry in enumerate(shown):
+        found = entry["speedup"]
+        spread = [[found["ratio"] - found["low"]], [found["high"] - found["ratio"]]]
+        axes.errorbar([found["ratio"]], [place], xerr=spread, fmt="o", capsize=4)
+    names = [e["name"] + (f" ({e['speedup']['label']})" if e["speedup"]["label"] else "") for e in shown]
+    axes.set_yticks(range(len(shown)), names)
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set_xlabel("tokens per second over the baseline's, 95 % interval")
+    return figure
+
+
+def _depths(summary: Mapping[str, Any]) -> Figure:
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    for entry in summary["methods"]:
+        rates = entry["metrics"]["acceptance_by_depth"]["unconditional"]
+        if rates:
+            axes.plot(
+                range(1, len(rates) + 1), [float("nan") if r is None else r for r in rates], "o-", label=entry["name"]
+            )
+    axes.set_xlabel("depth")
+    axes.set_ylabel("share of steps that accepted it")
+    axes.set_ylim(0, 1)
+    if axes.lines:
+        axes.legend()
+    return figure

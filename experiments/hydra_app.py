@@ -1,0 +1,173 @@
+"""`specdec run` and `specdec train` as Hydra apps, with mistakes told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIG_PATH = "pkg://specdec.conf"
+LAUNCHERS = 'pip install "specdec[launchers]"'
+
+_errors: list[ValueError] = []  # of the jobs that ran in this process
+
+
+def launch(command: str, arguments: list[str]) -> None:
+    """Compose the configuration of `command` and run its job, or its jobs (`-m`).
+
+    Raises:
+        ValueError: anything is wrong with what was asked for.
+        KeyboardInterrupt: stopped; its text says how to go on.
+    """
+    tasks: dict[str, Callable[[DictConfig], None]] = {"run": _run_job, "train": _train_job}
+    with _command_line(f"specdec {command}", arguments):
+        GlobalHydra.instance().clear()
+        _errors.clear()
+        try:
+            hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name=command)(tasks[command])()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(explain(error, command)) from error
+        finally:
+            GlobalHydra.instance().clear()
+    if len(_errors) > 1:
+        raise ValueError(f"{len(_errors)} jobs failed; the last: {_errors[-1]}")
+    if _errors:
+        raise _errors[0]
+
+
+def resumed(arguments: list[str]) -> list[str]:
+    """`resume=DIR` as what Hydra understands: the run's own overrides, unless there are others, in its own directory.
+
+    Raises:
+        ValueError: there is no run in DIR.
+    """
+    given = [a for a in arguments if a.startswith("resume=")]
+    if not given:
+        return arguments
+    others = [a for a in arguments if not a.startswith("resume=")]
+    folder = Path(given[-1].removeprefix("resume=")).expanduser()
+    sweep = folder / "multirun.yaml"
+    if sweep.is_file():
+        before = yaml.safe_load(sweep.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"]
+        others = [a for a in others if a not in ("-m", "--multirun")]
+        return ["-m", *(others or before), f"hydra.sweep.dir={_quoted(folder)}"]
+    if not (folder / "overrides.yaml").is_file():
+        raise ValueError(f"resume: {str(folder)!r} is not the directory of a run; expected one with overrides.yaml")
+    before = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
+    return [*(others or before), f"hydra.run.dir={_quoted(folder)}"]
+
+
+def explain(error: Exception, command: str) -> str:
+    """One line for what Hydra says in several, with the names there are."""
+    text = str(error)
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    missing = re.search(r"(?:Could not find|could not find|Could not load) '([^']+)'", text)
+    options = re.search(r"Available options in '([^']+)':\s*(.*?)(?:\n\s*\n|Config search path|$)", text, re.DOTALL)
+    if missing and options:
+        group, _, name = missing[1].rpartition("/")
+        known = sorted(options[2].split())
+        return f"{group}={name} is not there.{_meant(name, known)} Known: {', '.join(known)}{_extra(group)}"
+    if missing:
+        return f"{missing[1]} is not there{_extra(missing[1])}"
+    if key:
+        full = re.search(r"full_key: (\S+)", text)
+        name = full[1] if full and not key[0].startswith("Could") else key[1]
+        return f"unknown setting {name!r}.{_meant(name, _settings(command))} See: specdec {command} --help"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Set the environment")]
+    return " ".join(lines[:3])
+
+
+def _meant(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _extra(group: str) -> str:
+    return f"; Hydra's launchers are extra packages: {LAUNCHERS}" if group.startswith("hydra/launcher") else ""
+
+
+def _settings(command: str) -> list[str]:
+    """Every setting's full name, for guesses at what was meant."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("specdec.conf", version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose(command), resolve=False)
+
+    def walk(node: object, prefix: str) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, Mapping) else ():
+            yield f"{prefix}{key}"
+            yield from walk(value, f"{prefix}{key}.")
+
+    return list(walk(config, ""))
+
+
+def _run_job(config: DictConfig) -> None:
+    from rich.console import Console
+
+    from specdec.experiments.run import run
+
+    _job(lambda raw, folder, overrides: run(raw, folder, overrides, Console(highlight=False)), config, "run")
+
+
+def _train_job(config: DictConfig) -> None:
+    from rich.console import Console
+
+    from specdec.experiments.train import train
+
+    _job(lambda raw, folder, overrides: train(raw, overrides, Console(highlight=False)), config, "train")
+
+
+def _job(task: Callable[[dict[str, Any], Path, list[str]], object], config: DictConfig, command: str) -> None:
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    raw = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(raw, dict)
+    raw.pop("experiment", None)
+    sweep, here = job.mode == RunMode.MULTIRUN, "BasicLauncher" in job.launcher._target_
+    try:
+        task({str(k): v for k, v in raw.items()}, folder, list(job.overrides.task))
+    except KeyboardInterrupt:
+        again = f"resume={folder}" if command == "run" else " ".join(job.overrides.task)
+        raise KeyboardInterrupt(f"stopped; go on with: specdec {command} {again}") from None
+    except ValueError as error:
+        if command == "run" and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        if not here:
+            raise
+        _errors.append(error)  # Hydra would say more, and leave out the other jobs of a sweep
+        if sweep:
+            print(f"specdec: job {job.job.num} failed: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+@contextmanager
+def _command_line(program: str, arguments: list[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and raises what goes wrong only when it is told to; as found afterwards."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [program, *arguments], "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def _quoted(path: Path) -> str:
+    """A path as a Hydra value, whatever is in it."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,110 @@
+"""Methods: what `specdec run` compares. Each is measured against plain decoding with the same sampling settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specdec import loading
+from specdec.core import AcceptanceRule
+from specdec.experiments.validation import check_keys, check_models, refuse_missing
+from specdec.sampling import SamplingParams
+
+Spec = dict[str, Any]
+NO_DRAFTER = "specdec.drafters.none.NoDrafter"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to decode.
+
+    Attributes:
+        drafter, tree, acceptance: mappings with `_target_`; tree None for the drafter's own.
+        sampling: how tokens are chosen.
+        baseline: the method it is measured against; None if it is a baseline itself.
+    """
+
+    name: str
+    drafter: Spec
+    tree: Spec | None
+    acceptance: Spec
+    sampling: SamplingParams
+    baseline: str | None
+
+
+def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...]) -> tuple[Method, ...]:
+    """Every method with its settings filled in, after the baseline of its sampling settings.
+
+    Args:
+        raw: the resolved configuration: `methods`, and the groups that fill in what these leave out.
+        allowed: `_target_`s that may run besides specdec's.
+
+    Raises:
+        ValueError: a name, key or value is wrong; the message says which.
+    """
+    named = dict(raw.get("methods") or {})
+    if raw.get("drafter") is not None:
+        chosen = {"drafter": raw["drafter"], **({"tree": raw["tree"]} if raw.get("tree") is not None else {})}
+        named.setdefault(_label(chosen), chosen)
+    methods = [_method(name, given, raw, allowed) for name, given in named.items()]
+    if not methods:
+        raise ValueError(f"nothing to measure; choose drafter=one of: {', '.join(loading.names('drafter'))}")
+    samplings = list(dict.fromkeys(m.sampling for m in methods))
+    plain = loading.read_yaml("acceptance", "coupled")
+    ordered: list[Method] = []
+    for sampling in samplings:
+        name = "none" if len(samplings) == 1 else f"none_t{sampling.temperature:g}"
+        if any(b.name == name for b in ordered):
+            name = f"none_{len(ordered)}"
+        ordered.append(Method(name, {"_target_": NO_DRAFTER}, None, plain, sampling, None))
+        for m in methods:
+            if m.sampling == sampling and m.drafter["_target_"] != NO_DRAFTER:
+                ordered.append(Method(m.name, m.drafter, m.tree, m.acceptance, m.sampling, name))
+    return tuple(ordered)
+
+
+def _label(chosen: Mapping[str, Any]) -> str:
+    """A name for the method of the groups: the drafter's yaml, or its class, and the tree's."""
+    return "_".join(_yaml_of(kind, spec) for kind, spec in chosen.items())
+
+
+def _yaml_of(kind: str, spec: Any) -> str:
+    if isinstance(spec, str):
+        return spec.rpartition(".")[2]
+    target = spec.get("_target_")
+    found = [n for n in loading.names(kind) if loading.read_yaml(kind, n).get("_target_") == target]
+    return found[0] if found else str(target).rpartition(".")[2].lower()
+
+
+def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, ...]) -> Method:
+    check_keys(given, {"drafter", "tree", "acceptance", "sampling"}, f"setting of methods.{name}")
+    if "drafter" not in given:
+        raise ValueError(f"methods.{name} has no drafter; expected one of: {', '.join(loading.names('drafter'))}")
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"methods: {name!r} cannot be a method's name; expected letters, digits, - and _")
+    specs = {
+        kind: _resolve(kind, given.get(kind, raw.get(kind) if kind != "tree" else None), f"methods.{name}.{kind}")
+        for kind in ("drafter", "tree", "acceptance", "sampling")
+    }
+    drafter, tree, acceptance = specs["drafter"] or {}, specs["tree"], specs["acceptance"] or {}
+    loading.check({**drafter, **({} if tree is None else {"tree": tree})}, allowed, f"drafter of {name}")
+    check_models({"drafter": drafter})
+    if tree is not None:
+        loading.build("tree", tree, allow_targets=allowed)
+    rule: AcceptanceRule = loading.build("acceptance", acceptance, allow_targets=allowed)
+    if not hasattr(rule, "lossless"):
+        raise ValueError(f"methods.{name}.acceptance does not say whether it is lossless; see core.AcceptanceRule")
+    return Method(name, drafter, tree, acceptance, SamplingParams.from_dict(specs["sampling"] or {}), None)
+
+
+def _resolve(kind: str, spec: Any, where: str) -> Spec | None:
+    """A yaml's name to its content; a dotted path to a mapping."""
+    if spec is None:
+        return None
+    if isinstance(spec, str):
+        return {"_target_": spec} if "." in spec else loading.read_yaml(kind, spec)
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"{where} is {spec!r}; expected a name in conf/{kind}, a dotted path or a mapping")
+    refuse_missing(spec, where)
+    return dict(spec)

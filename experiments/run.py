@@ -1,0 +1,142 @@
+"""`specdec run`: validate, build, warm up, measure, report. Everything ends up in one directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from specdec import loading, metrics
+from specdec.experiments import display, machine, provenance
+from specdec.experiments.answers import write_answers
+from specdec.experiments.config import RunConfig
+from specdec.experiments.data import Questions
+from specdec.experiments.measure import measure, plan, warm_up
+from specdec.experiments.records import Records, write_text
+from specdec.experiments.report import write_report
+from specdec.experiments.summary import summarise, without_nan
+from specdec.experiments.trackers.base import Guarded
+from specdec.experiments.tracking import track_request, track_summary
+from specdec.experiments.workbench import Bench, build
+
+
+def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], console: Console) -> dict[str, Any]:
+    """Run an experiment, or go on with the one in `directory`; returns the summary.
+
+    Args:
+        raw: the resolved configuration, see conf/run.yaml.
+        overrides: what was asked for on the command line.
+
+    Raises:
+        ValueError: something is wrong with the configuration, the data, a model, or what is in `directory`.
+    """
+    config = RunConfig.parse(raw)
+    questions: Questions = loading.instantiate(config.data, config.allow_targets, "data")
+    tracker = Guarded(loading.instantiate(config.tracker, config.allow_targets, "tracker"))
+    earlier = claim(directory, raw, overrides)
+    if earlier is not None:
+        console.print(f"{directory} is finished already: nothing to run")
+        return earlier
+    if config.measure.threads:
+        torch.set_num_threads(config.measure.threads)
+    transformers_logging.disable_progress_bar()
+    console.print(f"Loading target [bold]{config.target['name']}[/] and {len(config.methods)} methods", highlight=False)
+    bench = build(config)
+    bench.room(config.measure.max_new_tokens)
+    records = Records(directory)
+    about = {"name": questions.name, "sha256": questions.sha256, "count": len(questions.items)}
+    origin = provenance.collect(provenance.command_line(), raw, about)
+    provenance.write(directory / "provenance.json", origin)
+    warm_up(bench, questions.items[0], config.measure.warmup_tokens)
+    bandwidth = machine.peak_bandwidth(bench.device)
+    if config.stream and not records.resumed:
+        display.show_stream(console, bench, config.methods[-1], questions.items[0].turns[0], config.stream)
+    tracker.start(directory, config.name, raw)
+    total = _measure(config, bench, questions, records, tracker, console)
+    summary = _summary(config, bench, questions, records, bandwidth, total)
+    write_text(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_answers(directory / "answers", config.target["name"], list(records.finished.values()))
+    display.show_table(console, summary)
+    display.show_notes(console, summary["notes"])
+    report = write_report(directory)
+    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+    track_summary(tracker, summary, list(records.finished.values()), directory)
+    return summary
+
+
+def _measure(
+    config: RunConfig, bench: Bench, questions: Questions, records: Records, tracker: Guarded, console: Console
+) -> int:
+    """Returns how many requests there are to be."""
+    total = sum(1 for _ in plan(config.methods, questions.items, config.measure.repeats))
+    if records.resumed:
+        console.print(f"Going on: {records.resumed} of {total} requests were served before", highlight=False)
+    with display.Bar(console, total, "Measuring") as bar:
+        served = 0
+
+        def tell(cell: Any, row: dict[str, Any]) -> None:
+            nonlocal served
+            served += 1
+            if served > records.resumed:
+                track_request(tracker, row, served)
+            bar.advance(cell.method.name)
+
+        measure(bench, questions.items, config.measure, records, tell)
+    return total
+
+
+def _summary(
+    config: RunConfig, bench: Bench, questions: Questions, records: Records, bandwidth: float, total: int
+) -> dict[str, Any]:
+    rows = list(records.finished.values())
+    cut = {r["question_id"] for r in rows if r["cut_tokens"]}
+    notes = []
+    if len(rows) < total:
+        notes.append(f"{len(rows)} of {total} requests were served before the time limit of measure.time_limit")
+    if cut:
+        notes.append(f"{len(cut)} questions were longer than the target's positions and were cut from the left")
+    return without_nan(
+        {
+            "experiment": config.name,
+            "complete": len(rows) == total,
+            "questions": len({r["question_id"] for r in rows}),
+            "requests": len(rows),
+            "notes": notes,
+            "target": bench.describe(config.target["name"]),
+            "environment": {"peak_bandwidth": bandwidth, "threads": torch.get_num_threads()},
+            "baseline": config.methods[0].name,
+            "methods": summarise(
+                config.methods, rows, bench.cost, bandwidth, config.allow_targets, config.measure.seed
+            ),
+            "definitions": metrics.definitions(),
+        }
+    )
+
+
+def claim(directory: Path, raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Make `directory` this run's, or see that it already is; returns the summary if the run there is finished.
+
+    Raises:
+        ValueError: it holds a run with another configuration.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "config.yaml"
+    if file.exists():
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if before != raw:
+            keys = sorted({k for k in {**before, **raw} if before.get(k) != raw.get(k)})
+            raise ValueError(f"{directory} holds a run with other settings ({', '.join(keys)}); resume it with its own")
+        done = directory / "summary.json"
+        if done.exists():
+            summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+            return summary if summary["complete"] else None
+        return None
+    write_text(file, yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
+    write_text(directory / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
+    return None

@@ -1,0 +1,142 @@
+"""summary.json: everything the report shows, made from the rows of requests.jsonl alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specdec import loading, metrics
+from specdec.core import AcceptanceRule
+from specdec.experiments.methods import Method
+from specdec.experiments.records import Row
+from specdec.metrics import DecodingStats, RequestStats, TargetCost
+
+COUNTS = "prompt_tokens accept_lengths nodes proposed_depth accepted offered_by_depth accepted_by_depth".split()
+
+
+def summarise(
+    methods: Sequence[Method],
+    rows: Sequence[Row],
+    cost: TargetCost,
+    peak_bandwidth: float,
+    allow_targets: Sequence[str] = (),
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """The `methods` of summary.json, in the order given; see experiments/README.md."""
+    by_method = {m.name: [r for r in rows if r["method"] == m.name] for m in methods}
+    entries = []
+    for method in methods:
+        rule: AcceptanceRule = loading.build("acceptance", method.acceptance, allow_targets=allow_targets)
+        own, base = by_method[method.name], by_method.get(method.baseline or "", [])
+        checked = verdict(method, rule, own)
+        entry: dict[str, Any] = {
+            "name": method.name,
+            "baseline": method.baseline,
+            "drafter": method.drafter,
+            "tree": method.tree,
+            "acceptance": method.acceptance,
+            "sampling": {f: getattr(method.sampling, f) for f in method.sampling.__dataclass_fields__},
+            "requests": len(own),
+            "lossless": checked,
+            "metrics": _metrics(own, cost, peak_bandwidth),
+            "speedup": _speedup(method, own, base, checked["verdict"], seed),
+            "by_category": {},
+        }
+        for category in sorted({r["category"] for r in own}):
+            part, other = ([r for r in some if r["category"] == category] for some in (own, base))
+            entry["by_category"][category] = {
+                "requests": len(part),
+                "metrics": _metrics(part, cost, peak_bandwidth),
+                "speedup": _speedup(method, part, other, checked["verdict"], seed),
+            }
+        entries.append(entry)
+    return [without_nan(entry) for entry in entries]
+
+
+def stats_of(rows: Sequence[Row]) -> DecodingStats:
+    """Counts and times as they were when the rows were written."""
+    stats = DecodingStats()
+    for row in rows:
+        request = RequestStats(**{name: row[name] for name in COUNTS}, first=row["ttft"])
+        request.end = request.first + row["tpot"] * max(request.new_tokens - 1, 1)
+        stats.requests.append(request)
+        stats.forwards += row["forwards"]
+        for phase, seconds in row["phases"].items():
+            stats.phases[phase] += seconds
+    return stats
+
+
+def verdict(method: Method, rule: AcceptanceRule, rows: Sequence[Row]) -> dict[str, Any]:
+    """Is the method lossless, as far as this run can tell?"""
+    checks = [(row, row["check"]) for row in rows if row["check"] and row["check"]["comparable"]]
+    different = [(row, check) for row, check in checks if not check["equal"]]
+    ties = sum(bool(check["tie"]) for _, check in different)
+    if method.baseline is None:
+        word = "baseline"
+    elif not rule.lossless:
+        word = "not lossless"
+    elif not checks:
+        word = "in distribution"
+    elif len(different) > ties:
+        word = "no"
+    else:
+        word = f"yes ({ties} tie{'s' * (ties > 1)})" if ties else "yes"
+    return {
+        "verdict": word,
+        "rule": str(method.acceptance["_target_"]).rpartition(".")[2].lower(),
+        "compared": len(checks),
+        "different": len(different),
+        "ties": ties,
+        "failures": [
+            {key: row[key] for key in ("question_id", "repeat", "turn")} | {k: check[k] for k in ("position", "gap")}
+            for row, check in different
+            if not check["tie"]
+        ],
+    }
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: null says that there is no value."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _metrics(rows: Sequence[Row], cost: TargetCost, peak_bandwidth: float) -> dict[str, Any]:
+    stats = stats_of(rows)
+    checks = [row["check"] for row in rows if row["check"] and row["check"]["comparable"]]
+    return stats.summary() | {
+        "bytes_moved": cost.bytes_moved(stats),
+        "mbu": cost.mbu(stats, peak_bandwidth),
+        "model_flops": cost.model_flops(stats),
+        "peak_memory": metrics.peak_memory(row["peak_memory"] for row in rows),
+        "divergence_rate": metrics.divergence_rate(sum(not c["equal"] for c in checks), len(checks)),
+    }
+
+
+def _speedup(
+    method: Method, rows: Sequence[Row], baseline: Sequence[Row], word: str, seed: int
+) -> dict[str, Any] | None:
+    """Over the questions that both have served whole; with the words that must stand beside it."""
+    if method.baseline is None:
+        return None
+    ours, theirs = _by_question(rows), _by_question(baseline)
+    both = [q for q in ours if q in theirs and ours[q].keys() == theirs[q].keys()]
+
+    def totals(by_question: Mapping[Any, Mapping[Any, Row]]) -> list[tuple[int, float]]:
+        cells = [by_question[q].values() for q in both]
+        return [(sum(r["new_tokens"] for r in c), sum(r["seconds"] for r in c)) for c in cells]
+
+    found = metrics.speedup(totals(ours), totals(theirs), seed=seed)
+    label = {"no": "failed check", "not lossless": "not lossless"}.get(word, "")
+    return {**found._asdict(), "label": label}
+
+
+def _by_question(rows: Sequence[Row]) -> dict[Any, dict[Any, Row]]:
+    found: dict[Any, dict[Any, Row]] = {}
+    for row in rows:
+        found.setdefault(row["question_id"], {})[row["turn"], row["repeat"]] = row
+    return found

@@ -1,0 +1,65 @@
+"""What a tracker is, and the guard that keeps a failing one from stopping an experiment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+
+class Tracker(Protocol):
+    """Takes what a run produces. Called in this order: start, any of the middle ones, finish.
+
+    Attributes:
+        wants_images: figures are to be drawn for it.
+    """
+
+    wants_images: ClassVar[bool]
+
+    def start(self, directory: Path, name: str, config: Mapping[str, Any]) -> None:
+        """A run begins; its files are in `directory`."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Scalars, after request number `step`."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table, as the leaderboard."""
+
+    def histogram(self, name: str, values: Sequence[float]) -> None:
+        """How values are spread."""
+
+    def image(self, name: str, file: Path) -> None:
+        """A figure, as a PNG file."""
+
+    def artifact(self, name: str, file: Path) -> None:
+        """A file to be kept with the run."""
+
+    def finish(self, summary: Mapping[str, float]) -> None:
+        """The run has ended with these numbers."""
+
+
+class Guarded:
+    """A tracker whose first failure is told in one line, and is its last call."""
+
+    def __init__(self, tracker: Tracker):
+        self._tracker: Tracker | None = tracker
+
+    @property
+    def wants_images(self) -> bool:
+        """Nobody looks at them after a failure."""
+        return self._tracker is not None and self._tracker.wants_images
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            if self._tracker is None:
+                return
+            try:
+                getattr(self._tracker, name)(*args, **kwargs)
+            except Exception as error:  # whatever it is, the measurements are worth more
+                told = " ".join(str(error).split()) or type(error).__name__
+                who = type(self._tracker).__name__.lower()
+                print(f"specdec: tracker {who} failed in {name} and is left out from here on: {told}", file=sys.stderr)
+                self._tracker = None
+
+        return call

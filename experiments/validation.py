@@ -1,0 +1,48 @@
+"""Looks at plain configuration mappings: every mistake is one line that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from specdec import loading
+
+LOAD_MODEL = "specdec.loading.load_model"
+
+
+def check_keys(given: object, known: set[str], what: str) -> None:
+    """Refuse keys that mean nothing.
+
+    Raises:
+        ValueError: not a mapping, or a key is unknown.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{what}: got {given!r}; expected a mapping with the keys {', '.join(sorted(known))}")
+    for key in given:
+        if key not in known:
+            raise loading.unknown(what, str(key), known)
+
+
+def refuse_missing(spec: object, where: str) -> None:
+    """Refuse `???`, which a yaml writes where the user has to say something.
+
+    Raises:
+        ValueError: there is one; the message says where.
+    """
+    if spec == "???":
+        raise ValueError(f"{where} has no value; give one, as in {where}=...")
+    for key, value in spec.items() if isinstance(spec, Mapping) else ():
+        refuse_missing(value, f"{where}.{key}")
+
+
+def check_models(spec: Mapping[str, Any]) -> None:
+    """Look for every model that building `spec` would load.
+
+    Raises:
+        ValueError: one is not there or damaged.
+    """
+    for value in spec.values():
+        if isinstance(value, Mapping):
+            if value.get("_target_") == LOAD_MODEL:
+                loading.model_path(str(value.get("name")))
+            check_models(value)

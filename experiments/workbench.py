@@ -1,0 +1,111 @@
+"""A target and the methods that are compared on it, built from a looked-over configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from specdec import loading
+from specdec.api import Engine
+from specdec.experiments.config import RunConfig
+from specdec.experiments.methods import Method
+from specdec.experiments.validation import LOAD_MODEL
+from specdec.metrics import TargetCost
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Everything that is needed to serve requests.
+
+    Attributes:
+        engines: by method name, baselines before their methods.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    methods: tuple[Method, ...]
+    engines: dict[str, Engine]
+    cost: TargetCost
+
+    @property
+    def device(self) -> torch.device:
+        """Of the target."""
+        return self.model.device
+
+    def room(self, max_new_tokens: int) -> int:
+        """Most tokens of a prompt; 0 for no limit.
+
+        Raises:
+            ValueError: there is none left for a prompt.
+        """
+        limit = next(iter(self.engines.values())).target.max_positions
+        if limit and limit <= max_new_tokens:
+            raise ValueError(f"measure.max_new_tokens is {max_new_tokens}, but the target has {limit} positions in all")
+        return limit - max_new_tokens if limit else 0
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """The target, for the summary."""
+        return {
+            "name": name,
+            "class": type(self.model).__name__,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "weight_bytes": self.cost.weight_bytes,
+            "kv_bytes_per_token": self.cost.kv_bytes_per_token,
+        }
+
+
+def build(config: RunConfig) -> Bench:
+    """Load the weights.
+
+    Raises:
+        ValueError: a model or drafter does not fit; the message says which and why.
+    """
+    model = loading.instantiate(config.target, config.allow_targets, "target")
+    tokenizer = loading.load_tokenizer(config.target["name"], bool(config.target.get("trust_remote_code", False)))
+    loaded: dict[str, PreTrainedModel] = {}
+    engines = {}
+    for method in config.methods:
+        try:
+            engines[method.name] = Engine(
+                model,
+                _with_models(method.drafter, loaded),
+                method.tree,
+                method.acceptance,
+                backend=config.backend,
+                allow_targets=config.allow_targets,
+            )
+        except ValueError as error:
+            raise ValueError(f"method {method.name}: {error}") from error
+    return Bench(model, tokenizer, config.methods, engines, target_cost(model, next(iter(engines.values()))))
+
+
+def _with_models(spec: Mapping[str, Any], loaded: dict[str, PreTrainedModel]) -> dict[str, Any]:
+    """`spec` with the models it names, each loaded once however many methods draft with it."""
+    made: dict[str, Any] = {}
+    for key, value in spec.items():
+        if isinstance(value, Mapping) and value.get("_target_") == LOAD_MODEL:
+            name = json.dumps(value, sort_keys=True)
+            if name not in loaded:
+                loaded[name] = loading.instantiate(value, (), key)
+            made[key] = loaded[name]
+        else:
+            made[key] = value
+    return made
+
+
+def target_cost(model: PreTrainedModel, engine: Engine) -> TargetCost:
+    """See TargetCost. The embedding's table counts where it is the LM head, too."""
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding
+    weights = [p for p in model.parameters() if tied or p is not embedding]
+    cache = engine.target.cache
+    kv = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (*cache.keys, *cache.values))
+    return TargetCost(sum(p.numel() for p in weights), sum(p.numel() * p.element_size() for p in weights), kv)
