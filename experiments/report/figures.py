@@ -1,0 +1,92 @@
+"""The figures of the page: what each is called, what it shows, and its numbers for those who want a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from specdec.experiments.report import plots, rows, text
+from specdec.experiments.report.shown import PHASES, Shown, length_of
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """`rows` are texts, the first of each a method's name."""
+
+    ident: str
+    title: str
+    caption: str
+    drawing: Markup
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def figures(methods: Sequence[Shown]) -> list[Figure]:
+    """Those that have something to show."""
+    return [
+        Figure(ident, title, caption, drawing, columns, cells)
+        for ident, title, caption, drawing, columns, cells in (
+            ("speedup", *_speedup(methods)),
+            ("phases", *_phases(methods)),
+            ("conditional", *_depths(methods, "conditional")),
+            ("unconditional", *_depths(methods, "unconditional")),
+            ("by-category", *_categories(methods)),
+            ("tpot", *_tpot(methods)),
+        )
+        if drawing is not None
+    ]
+
+
+Parts = tuple[str, str, Markup | None, list[str], list[list[str]]]
+
+
+def _speedup(methods: Sequence[Shown]) -> Parts:
+    caption = (
+        "Bars are 95 % bootstrap intervals over prompts. Along a thin line every step costs the same, in steps of "
+        "plain decoding. Hollow markers: the words beside them apply."
+    )
+    columns = ["method", "mean accepted length", "speed-up", "95 % interval"]
+    cells = [
+        [m.name, text.number(m.length), f"{text.times(m.ratio)} {m.label}".strip(), text.interval(m.entry["speedup"])]
+        for m in methods
+        if m.entry["speedup"]
+    ]
+    return "Speed-up against mean accepted length", caption, plots.speedup(methods), columns, cells
+
+
+def _phases(methods: Sequence[Shown]) -> Parts:
+    caption = "Shares of the time after the prefill. Draft: propose and observe; host: the rest of the loop."
+    cells = [[m.name, *(text.percent(m.shares.get(p), 1) for p in PHASES)] for m in methods if m.shares]
+    return "Where decoding time goes", caption, rows.phases(methods), ["method", *PHASES], cells
+
+
+def _depths(methods: Sequence[Shown], kind: str) -> Parts:
+    caption = {
+        "conditional": "Of the steps in which the walk stood one level above at a node with children, how many "
+        "accepted a child. Deep levels are reached by few steps.",
+        "unconditional": "Of all steps, how many accepted a node of this depth.",
+    }[kind]
+    deepest = max([len(m.depths(kind)) for m in methods], default=0)
+    cells = [
+        [m.name, *(text.percent(r) for r in m.depths(kind)), *[text.DASH] * (deepest - len(m.depths(kind)))]
+        for m in methods
+        if m.depths(kind)
+    ]
+    columns = ["method", *map(str, range(1, deepest + 1))]
+    return f"Acceptance by depth, {kind}", caption, plots.depths(methods, kind), columns, cells
+
+
+def _categories(methods: Sequence[Shown]) -> Parts:
+    names = sorted({c for m in methods for c in m.entry["by_category"]})
+    empty: dict[str, dict[str, float]] = {"metrics": {}}
+    cells = [[m.name, *(text.number(length_of(m.entry["by_category"].get(c, empty))) for c in names)] for m in methods]
+    caption = "Where a drafter finds its tokens: pooled over the requests of a category."
+    return "Mean accepted length by category", caption, rows.categories(methods), ["method", *names], cells
+
+
+def _tpot(methods: Sequence[Shown]) -> Parts:
+    caption = "A dot is a request, the box spans the 20th to the 80th percentile, the line is the median."
+    cells = [[m.name, *(text.milliseconds(m.tpot(q)) for q in ("p20", "p50", "p80"))] for m in methods]
+    return "Time per output token", caption, rows.tpots(methods), ["method", "p20 ms", "p50 ms", "p80 ms"], cells

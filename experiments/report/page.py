@@ -1,0 +1,86 @@
+"""report.html: what the run's files say, arranged for a reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+import specdec
+from specdec.experiments.records import write_text
+from specdec.experiments.report import text
+from specdec.experiments.report.examples import examples
+from specdec.experiments.report.figures import figures
+from specdec.experiments.report.headline import best, headline
+from specdec.experiments.report.run_files import RunFiles, read_run
+from specdec.experiments.report.shown import PHASES, groups, length_of, shown
+
+FOLDER = Path(__file__).parent
+FILTERS = "number percent milliseconds large times interval mark lossless_words short sampling".split()
+
+
+def write_report(directory: Path) -> Path:
+    """Write `report.html` of the run in `directory`; of an unfinished one, what there is.
+
+    Raises:
+        ValueError: there is no such directory, or a file in it is damaged.
+    """
+    directory = Path(directory)
+    file = directory / "report.html"
+    write_text(file, render(read_run(directory)))
+    return file
+
+
+def render(run: RunFiles) -> str:
+    """The page. Everything that comes from a run is escaped; nothing is fetched, and no script runs."""
+    loader = jinja2.FileSystemLoader(FOLDER)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {name: getattr(text, name) for name in FILTERS}
+    methods = shown(run)
+    winner = best(run.methods)
+    shown_in_full = winner or next((m for m in run.methods if m["baseline"]), None) or next(iter(run.methods), None)
+    parts = [part for method in methods for part in method.entry["by_category"].values()]
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        summary=run.summary,
+        version=specdec.__version__,
+        css=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
+        sentences=headline(run.methods),
+        methods=methods,
+        groups=groups(methods),
+        phases=PHASES,
+        winner=winner["name"] if winner else None,
+        figures=figures(methods),
+        categories=sorted({c for m in methods for c in m.entry["by_category"]}),
+        longest=max([length_of(part) or 1.0 for part in parts], default=1.0),
+        example_method=shown_in_full["name"] if shown_in_full else "",
+        examples=examples(run, shown_in_full["name"]) if shown_in_full else [],
+        facts=facts(run),
+    )
+
+
+def facts(run: RunFiles) -> list[tuple[str, str]]:
+    """Where the numbers come from."""
+    origin, environment = run.provenance, run.summary["environment"]
+    git, cpu, data = (origin.get(key) or {} for key in ("git", "cpu", "data"))
+    commit = f"{git.get('commit')}{' with uncommitted changes' if git.get('dirty') else ''}" if git else text.DASH
+    found = [
+        ("Time", origin.get("time")),
+        ("Command", " ".join(map(str, origin.get("argv") or []))),
+        ("Commit", commit),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in (origin.get("versions") or {}).items())),
+        ("System", origin.get("system")),
+        ("CPU", f"{cpu.get('model')}, {cpu.get('cores')} cores" if cpu else None),
+        ("GPU", ", ".join(origin.get("gpu") or []) or "none"),
+        ("Threads", environment.get("threads") or origin.get("threads")),
+        ("Memory bandwidth, measured", text.large(environment.get("peak_bandwidth"), "B/s")),
+        (
+            "Prompts",
+            f"{data.get('name')}, {data.get('count')} questions, sha256 {data.get('sha256')}" if data else None,
+        ),
+        ("Starts", len(origin.get("earlier") or []) + 1 if origin else None),
+    ]
+    return [(name, str(value) if value not in (None, "") else text.DASH) for name, value in found]

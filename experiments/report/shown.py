@@ -1,0 +1,114 @@
+"""Methods as the page shows them: in one order, each with the same colour and marker in every table and figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from specdec.experiments.report import text
+from specdec.experiments.report.headline import ranked
+from specdec.experiments.report.run_files import RunFiles
+from specdec.experiments.report.svg import Canvas
+
+COLOURS = 8
+PHASES = ("draft", "verify", "accept", "commit", "host")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A method.
+
+    Attributes:
+        class_: CSS class that gives its colour; "base" is grey.
+        marker: its shape, see `Canvas.marker`.
+        entry: of summary.json.
+        tpots: seconds per output token, a request each.
+        step_seconds: of decoding, on average.
+    """
+
+    name: str
+    class_: str
+    marker: int
+    entry: Mapping[str, Any]
+    tpots: Sequence[float]
+    step_seconds: float | None
+
+    @property
+    def label(self) -> str:
+        """The words that must stand beside its speed-up, or nothing."""
+        return str((self.entry["speedup"] or {}).get("label") or "")
+
+    @property
+    def ratio(self) -> float | None:
+        """Its speed-up, if it has one."""
+        found: float | None = (self.entry["speedup"] or {}).get("ratio")
+        return found
+
+    @property
+    def length(self) -> float | None:
+        """Its mean accepted length, pooled."""
+        return length_of(self.entry)
+
+    @property
+    def shares(self) -> dict[str, float | None]:
+        """Of decoding time, by phase."""
+        return dict(self.entry["metrics"].get("phase_share") or {})
+
+    def depths(self, kind: str) -> list[float | None]:
+        """Acceptance by depth, `conditional` or `unconditional`."""
+        return list((self.entry["metrics"].get("acceptance_by_depth") or {}).get(kind) or [])
+
+    def tpot(self, quantile: str) -> float | None:
+        """p20, p50 or p80."""
+        found: float | None = (self.entry["metrics"].get("tpot") or {}).get(quantile)
+        return found
+
+    @property
+    def swatch(self) -> Markup:
+        """Its marker, for tables."""
+        canvas = Canvas(14, 14)
+        canvas.marker(7, 7, self.marker, f"{self.class_} dot", 5)
+        return Markup('<svg class="swatch" viewBox="0 0 14 14" aria-hidden="true">{}</svg>').format(canvas.content)
+
+
+def length_of(part: Mapping[str, Any]) -> float | None:
+    """Mean accepted length, pooled, of a method or of one of its categories."""
+    found: float | None = part["metrics"].get("mean_accepted_length_pooled")
+    return found
+
+
+def shown(run: RunFiles) -> list[Shown]:
+    """The sound and fast first, see `headline.ranked`; colours follow the order of the run."""
+    coloured = [m["name"] for m in run.methods if m["baseline"] or m["lossless"]["verdict"] != "baseline"]
+    found = []
+    for entry in ranked(run.methods):
+        name = entry["name"]
+        rows = run.rows(name)
+        steps, seconds = sum(row["steps"] for row in rows), sum(_decoding(row["phases"]) for row in rows)
+        place = coloured.index(name) if name in coloured else -1
+        found.append(
+            Shown(
+                name=name,
+                class_=f"m{place % COLOURS}" if place >= 0 else "base",
+                marker=place + 1,
+                entry=entry,
+                tpots=[row["tpot"] for row in rows if row["tpot"] is not None and row["new_tokens"] > 1],
+                step_seconds=seconds / steps if steps else None,
+            )
+        )
+    return found
+
+
+def groups(methods: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:
+    """Methods that are measured against the same baseline, under their sampling settings; the baseline last."""
+    found: dict[str, list[Shown]] = {}
+    for method in methods:
+        found.setdefault(method.entry["baseline"] or method.name, []).append(method)
+    return [(text.sampling(part[-1].entry["sampling"]), part) for _, part in sorted(found.items())]
+
+
+def _decoding(phases: Mapping[str, float | None]) -> float:
+    return sum(seconds or 0.0 for phase, seconds in phases.items() if phase != "prefill")
