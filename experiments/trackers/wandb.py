@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from uuid import uuid4
 
 MODES = ("offline", "online", "disabled")
 
@@ -34,7 +35,7 @@ class Wandb:
         if mode not in MODES:
             raise ValueError(f"tracker.mode is {mode!r}; expected one of: {', '.join(MODES)}")
         self._mode: Literal["offline", "online", "disabled"] = mode  # type: ignore[assignment]
-        self._settings = {"project": project, "entity": entity, "group": group, "tags": list(tags)}
+        self._settings: dict[str, Any] = {"project": project, "entity": entity, "group": group, "tags": list(tags)}
 
     def start(self, directory: Path, name: str, config: Mapping[str, Any]) -> None:
         """Files go to `directory`/wandb. A resumed run is the same run, by its id."""
@@ -46,7 +47,7 @@ class Wandb:
         os.environ.setdefault("WANDB_SILENT", "true")
         identity = directory / "wandb-run-id.txt"
         if not identity.exists():
-            identity.write_text(wandb.util.generate_id())
+            identity.write_text(uuid4().hex[:8])
         self._run = wandb.init(
             dir=str(directory),
             name=name,

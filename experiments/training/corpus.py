@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 HELD_OUT_PER_MILLE = 20
 SIZE_BYTES = (400, 120_000)
@@ -90,7 +91,7 @@ def _describe(package: str, documents: Sequence[Document]) -> Source:
     size = sum(len(d.text) for d in documents)
     if package == "stdlib":
         return Source("Python standard library", sys.version.split()[0], "PSF-2.0", len(documents), size)
-    about = metadata.metadata(package)
+    about: Any = metadata.metadata(package)  # its protocol lacks `get` before Python 3.12
     licence = about.get("License-Expression") or about.get("License") or ""
     classifiers = [c.split(" :: ")[-1] for c in about.get_all("Classifier") or [] if c.startswith("License ::")]
     if not licence or len(licence) > 60:  # some packages paste the whole text

@@ -81,7 +81,9 @@ def pretrain(config: PretrainConfig, progress: Any = None) -> PretrainResult:
     train += list(synthetic.documents(train, config.synthetic_documents, config.seed))
     tokenizer = load_or_train_tokenizer(config, train)
     tokens = encode(tokenizer, train, config.seed)  # [T] uint16
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=config.vocab_size, bos_token_id=None, eos_token_id=0, **config.model))
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=config.vocab_size, bos_token_id=None, eos_token_id=0, **config.model)
+    )
     model.set_attn_implementation("eager")  # quicker than SDPA's backward for short sequences on a CPU
     teacher = AutoModelForCausalLM.from_pretrained(config.teacher, dtype=torch.bfloat16) if config.teacher else None
     optimizers = make_optimizers(model, config)

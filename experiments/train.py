@@ -1,0 +1,126 @@
+"""`specdec train`: validate, train or go on from the checkpoint, and leave a model with its card."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from transformers import LlamaConfig
+from transformers.utils import logging as transformers_logging
+
+from specdec import loading
+from specdec.experiments import provenance
+from specdec.experiments.display import Bar
+from specdec.experiments.records import write_text
+from specdec.experiments.training import checkpoint
+from specdec.experiments.training.model_card import write_model_card
+from specdec.experiments.training.pretrain import PretrainConfig, PretrainResult, Stage, pretrain, write_history
+from specdec.experiments.validation import check_keys, refuse_missing
+
+FREE = {"output", "steps", "evaluate_every", "checkpoint_every", "threads"}  # may differ when a run goes on
+
+
+def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) -> PretrainResult:
+    """Train what `raw["training"]` describes.
+
+    Args:
+        raw: the resolved configuration, see conf/train.yaml.
+        overrides: what was asked for on the command line.
+
+    Raises:
+        ValueError: the configuration is wrong, or the output folder holds the training of something else.
+    """
+    config = parse(raw)
+    output = Path(config.output)
+    _claim(output, raw["training"])
+    transformers_logging.disable_progress_bar()
+    done = _steps_done(output)
+    if done:
+        console.print(f"Going on from step {done} of {config.steps}: {output / checkpoint.FILE}", highlight=False)
+    console.print("Reading the corpus", highlight=False)
+    command = shlex.join(["specdec", "train", *overrides])
+    with Bar(console, config.steps, "Training") as bar:
+        bar.advance(done=done)
+
+        def progress(step: int, steps: int, loss: float) -> None:
+            bar.advance(f"loss {loss:.3f}", done=step)
+
+        result = pretrain(config, progress)
+    write_history(output / "history.jsonl", result.history)
+    sources = [{f.name: getattr(s, f.name) for f in fields(s)} for s in result.sources]
+    about = provenance.collect(provenance.command_line(), dict(raw), {"sources": sources})
+    provenance.write(output / "provenance.json", about)
+    write_model_card(output, str(raw["name"]), raw["training"], result, command, torch.__version__)
+    console.print(
+        f"{output}: {result.parameters:,} parameters, {result.bits_per_byte:.3f} bits per held-out byte; see README.md",
+        highlight=False,
+    )
+    return result
+
+
+def parse(raw: Mapping[str, Any]) -> PretrainConfig:
+    """The training's configuration, looked over before anything is read.
+
+    Raises:
+        ValueError: a key or value is wrong; the message says which.
+    """
+    if "target" in raw:
+        raise ValueError("this configuration measures methods: start it with `specdec run`")
+    check_keys(raw, {"name", "training", "allow_targets"}, "setting")
+    refuse_missing(raw, "")
+    settings = raw["training"]
+    if not isinstance(settings, Mapping):
+        raise ValueError(
+            "nothing to train was chosen; give experiment=train_tiny or another conf/experiment/train_*.yaml"
+        )
+    config = loading.instantiate(settings, tuple(raw.get("allow_targets") or ()), "training")
+    if not isinstance(config, PretrainConfig):
+        raise ValueError(f"training: {settings['_target_']} is no training's configuration; expected PretrainConfig")
+    check_keys(config.model, set(LlamaConfig().to_dict()), "setting of training.model")
+    for name in ("steps", "tokens_per_step", "evaluate_every", "checkpoint_every", "vocab_size", "warmup_steps"):
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"training.{name} is {value!r}; expected a whole number of at least 1")
+    if not config.packages:
+        raise ValueError("training.packages is empty; expected `stdlib` or names of installed distributions")
+    for stage in config.stages:
+        check_keys(stage, {f.name for f in fields(Stage)}, "setting of training.stages")
+    stages = tuple(Stage(**stage) for stage in config.stages)  # type: ignore[arg-type]
+    if not stages or stages[-1].until < 1 or any(s.length > config.tokens_per_step for s in stages):
+        raise ValueError("training.stages must reach until: 1.0, each with a length of at most tokens_per_step")
+    named = {name: loading.model_path(v) for name in ("teacher", "tokenizer") if (v := getattr(config, name))}
+    return replace(config, stages=stages, **named)  # type: ignore[arg-type]
+
+
+def _claim(output: Path, settings: Mapping[str, Any]) -> None:
+    """See that `output` holds this training or none.
+
+    Raises:
+        ValueError: it holds another.
+    """
+    file = output / "training.yaml"
+    if file.exists():
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        keys = sorted(k for k in {**before, **settings} if before.get(k) != settings.get(k) and k not in FREE)
+        if keys:
+            raise ValueError(
+                f"{output} holds a training with another {', '.join(keys)}; give training.output=... another folder"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(file, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+
+def _steps_done(output: Path) -> int:
+    """Steps in the newest checkpoint."""
+    if not (output / checkpoint.FILE).exists():
+        return 0
+    with (output / checkpoint.FILE).open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return int(json.loads(file.read(size))["__metadata__"]["step"])
