@@ -8,6 +8,7 @@ forward over that level's nodes; their KV waits in the scratch places until the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,8 +43,8 @@ class DraftModel:
     """See the module.
 
     Args:
-        model: any causal LM with the target's vocabulary, on its own device and in its own dtype. Where only the padding
-            of the vocabularies differs, what the target does not have is cut, and what it has more is never drafted.
+        model: any causal LM with the target's vocabulary, on its own device and in its own dtype. Vocabularies may be
+            padded differently: what the target does not have is cut, and what only it has is never drafted.
         tree: the shape of the drafts; a chain of 4 by default.
         backend: of the draft model's attention.
 
@@ -143,6 +144,7 @@ def fit_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
     return torch.nn.functional.pad(logits, (0, missing), value=float("-inf")) if missing else logits
 
 
+@lru_cache(maxsize=256)
 def _own_bits(first: int, count: int, words: int, device: torch.device) -> Tensor:
     """`[1, count, words]` int64: bit `first + i` in row i."""
     place = torch.arange(first, first + count, device=device)

@@ -213,7 +213,7 @@ class Sampler:
         return scores
 
     def at(self, positions: Tensor, max_depth: int, slots: Sequence[int]) -> StepSampling:
-        """The sampler at a step of `slots`: roots at `positions` `[B]`, at most `max_depth` levels or children a node."""
+        """The sampler at a step of `slots`: roots at `positions` `[B]`, at most `max_depth` levels or children."""
         if self._stale:
             self._refresh()
         return StepSampling(self, positions, max_depth, slots)
@@ -243,8 +243,8 @@ class StepSampling:
 
     def keys(self, stream: int, depth: int) -> Tensor:
         """`[2, B]` int32."""
-        if stream not in self._keys:
-            steps = torch.arange(1, self._max_depth + 2, device=self._positions.device)
+        if stream not in self._keys or depth >= self._keys[stream].shape[2]:  # what is pruned may have been deeper
+            steps = torch.arange(1, max(self._max_depth, 2 * depth) + 2, device=self._positions.device)
             self._keys[stream] = noise.keys(self._sampler.seeds, self._positions[:, None] + steps, stream)
         return self._keys[stream][:, :, depth]
 
@@ -335,16 +335,22 @@ class DraftNoise:
         """
         scores = logits.float() if self._sampler.raw else self._sampler.process(logits, path)
         if self._sampler.all_greedy or (fixed and not self.shared):
-            values, tokens = scores.topk(count, dim=-1)
+            values, tokens = _top(scores, count)
             return tokens, values - scores.logsumexp(-1, keepdim=True), None
         stream = noise.TARGET_STREAM if self.shared else noise.DRAFT_STREAM
         drawn = noise.gumbel(self._step.keys(stream, depth), scores.shape[-1])[:, None]  # [B, 1, V]
         perturbed = torch.where(self._sampler.greedy[:, None, None], scores, scores + drawn)
-        values, tokens = perturbed.topk(count, dim=-1)
+        values, tokens = _top(perturbed, count)
         if self.shared:
             return tokens, values - perturbed.logsumexp(-1, keepdim=True), None
         probs = self._step._distribution(scores)
         return tokens, scores.gather(-1, tokens) - scores.logsumexp(-1, keepdim=True), probs
+
+
+def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best of `[..., V]`, values and indices; a maximum costs a third of a selection."""
+    values, indices = scores.max(-1, keepdim=True) if count == 1 else scores.topk(count, dim=-1)
+    return values, indices
 
 
 def as_params(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

@@ -18,7 +18,7 @@ from specdec.tree.best_first import BestFirst
 from specdec.tree.grow import Frontier, Grown, count_expanded, grow
 from specdec.tree.static import StaticTree, chain
 
-from .test_token_tree import check_shape, climb
+from ..fakes import check_shape, climb
 
 VOCAB = 4
 Text = tuple[int, ...]

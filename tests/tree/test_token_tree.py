@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specdec.kernels.ancestor_words import ancestor_words
-from specdec.tree.token_tree import WORD_BITS, TokenTree, merge_paths, num_words, split_words
+from specdec.tree.token_tree import WORD_BITS, TokenTree, merge_paths, split_words
+
+from ..fakes import check_shape, climb
 
 Tree = tuple[list[int], list[int]]  # tokens, parents
 
@@ -21,39 +22,10 @@ def trees(draw: st.DrawFn, max_nodes: int = 12, vocab: int = 4) -> Tree:
     return draw(st.lists(st.integers(0, vocab - 1), min_size=size, max_size=size)), parents
 
 
-def climb(parents: list[int], node: int) -> list[int]:
-    """The node and its ancestors, the node first."""
-    path = []
-    while node >= 0:
-        path.append(node)
-        node = parents[node]
-    return path
-
-
 def from_tensors(batch: list[Tree]) -> TokenTree:
     """The same tree as `from_lists` makes, with depths and words left to the kernel."""
     made = TokenTree.from_lists(batch)
     return TokenTree(made.tokens, made.parents, made.sizes)
-
-
-def check_padding(tree: TokenTree) -> None:
-    """Whatever is past a sequence's size is 0, or -1 for parents."""
-    padding = torch.arange(tree.max_nodes) >= tree.sizes[:, None]
-    assert (tree.tokens[padding] == 0).all()
-    assert (tree.parents[padding] == -1).all()
-    assert (tree.depths[padding] == 0).all()
-    assert (tree.words[padding] == 0).all()
-
-
-def check_shape(tree: TokenTree) -> None:
-    """Dtypes, padding, and depths and words as the kernel makes them."""
-    assert (tree.tokens.dtype, tree.parents.dtype, tree.sizes.dtype) == (torch.int64, torch.int32, torch.int32)
-    assert (tree.depths.dtype, tree.words.dtype) == (torch.int32, torch.int64)
-    assert tree.words.shape == (tree.batch_size, tree.max_nodes, num_words(tree.max_nodes))
-    words, depths = ancestor_words(tree.parents.contiguous(), tree.sizes)
-    assert torch.equal(tree.words, words)
-    assert torch.equal(tree.depths, depths)
-    check_padding(tree)
 
 
 @given(st.lists(trees(), min_size=1, max_size=4))

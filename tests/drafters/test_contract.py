@@ -1,0 +1,131 @@
+"""What every drafter in conf/drafter owes the loop. A new yaml is tested here by being there."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from specdec import loading
+from specdec.core import Drafter
+from specdec.sampling import SamplingParams
+from specdec.tree.token_tree import TokenTree
+
+from ..fakes import Harness, check_shape
+from ..models import make_model
+
+VOCAB = 40
+PROMPTS = [[5, 6, 7, 5, 6], [1], [2, 3, 2, 3, 2, 3, 2], [9, 8], [4] * 12]
+NAMES = loading.names("drafter")
+MODES = {  # settings, shared noise
+    "greedy": (SamplingParams(), True),
+    "greedy, own noise": (SamplingParams(), False),
+    "sampled, shared noise": (SamplingParams(temperature=0.9, seed=3), True),
+    "sampled, own noise": (SamplingParams(temperature=0.9, top_k=6, repetition_penalty=1.2, seed=3), False),
+}
+
+
+def make_drafter(name: str) -> Drafter:
+    """As the yaml says, but for a tiny draft model in float64, where batching changes no token."""
+    spec = yaml.safe_load((loading.CONF / "drafter" / f"{name}.yaml").read_text())
+    takes_a_model = "model" in inspect.signature(loading.find_target(spec["_target_"])).parameters
+    settings: dict[str, Any] = {"model": make_model(vocab_size=VOCAB, dtype=torch.float64)} if takes_a_model else {}
+    made: Drafter = loading.build("drafter", name, **settings)
+    return made
+
+
+@pytest.fixture(params=NAMES)
+def drafter(request: pytest.FixtureRequest) -> Drafter:
+    return make_drafter(request.param)
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> tuple[SamplingParams, bool]:
+    return MODES[request.param]
+
+
+def check_tree(tree: TokenTree, harness: Harness, roots: torch.Tensor) -> None:
+    check_shape(tree)
+    assert tree.batch_size == len(roots)
+    assert tree.max_nodes <= harness.drafter.needs.max_nodes
+    assert ((tree.sizes > 0) == (roots >= 0)).all()
+    assert torch.equal(tree.tokens[roots >= 0, 0], roots[roots >= 0])
+    assert ((tree.tokens >= 0) & (tree.tokens < harness.vocab)).all()
+    if tree.draft_probs is None:
+        return
+    assert not harness.shared
+    assert tree.draft_probs.shape == (*tree.tokens.shape, harness.vocab)
+    for b in range(len(roots)):
+        for j in range(int(tree.sizes[b])):
+            children = (tree.parents[b] == j).nonzero()[:, 0]
+            if len(children):
+                row = tree.draft_probs[b, j]
+                assert float(row.sum()) == pytest.approx(1, abs=1e-5)
+                assert len(tree.tokens[b, children].unique()) == len(children)
+                assert (row[tree.tokens[b, children[0]]] > 0).all()
+
+
+def test_trees_are_valid(drafter: Drafter, mode: tuple[SamplingParams, bool]) -> None:
+    """Through steps in which slots are empty, enter, leave and enter again."""
+    harness = Harness(drafter, 4, VOCAB, *mode)
+    harness.enter([1, 3], [PROMPTS[0], PROMPTS[1]])
+    events = {2: ("enter", 0, PROMPTS[2]), 4: ("leave", 3, []), 6: ("enter", 3, PROMPTS[3]), 7: ("leave", 1, [])}
+    for number in range(9):
+        if number in events:
+            what, slot, prompt = events[number]
+            harness.enter([slot], [prompt]) if what == "enter" else harness.leave(slot)
+        roots = harness.roots.clone()
+        check_tree(harness.step(), harness, roots)
+
+
+def trace(harness: Harness, slot: int, steps: int) -> list[tuple[list[int], list[list[int]]]]:
+    """The text before every step, and the tree's paths."""
+    seen = []
+    for _ in range(steps):
+        text = list(harness.texts[slot])
+        seen.append((text, harness.step().paths(slot)))
+    return seen
+
+
+def test_a_slot_does_not_see_its_neighbours(drafter: Drafter, mode: tuple[SamplingParams, bool]) -> None:
+    together = Harness(drafter, 5, VOCAB, *mode)
+    together.enter([0, 2, 3, 4], [PROMPTS[0], PROMPTS[2], PROMPTS[3], PROMPTS[4]])
+    alone = Harness(drafter, 1, VOCAB, *mode)  # the same drafter object serves both
+    alone.enter([0], [PROMPTS[2]])
+    for _ in range(6):
+        assert trace(together, 2, 1) == trace(alone, 0, 1)
+
+
+def test_a_slot_does_not_see_who_was_there_before(drafter: Drafter, mode: tuple[SamplingParams, bool]) -> None:
+    used = Harness(drafter, 2, VOCAB, *mode)
+    used.enter([0, 1], [PROMPTS[4], PROMPTS[2]])
+    trace(used, 0, 5)
+    used.leave(0)
+    trace(used, 1, 2)
+    used.enter([0], [PROMPTS[0]])
+    fresh = Harness(drafter, 1, VOCAB, *mode)
+    fresh.enter([0], [PROMPTS[0]])
+    assert trace(used, 0, 5) == trace(fresh, 0, 5)
+
+
+def test_all_accepted_and_none_accepted(drafter: Drafter) -> None:
+    """Both ends: whole paths down to a leaf, and nothing but the root."""
+    for acceptance in (1.0, 0.0):
+        harness = Harness(drafter, 2, VOCAB, SamplingParams(), True)
+        harness.acceptance = acceptance
+        harness.enter([0, 1], [PROMPTS[0], PROMPTS[4]])
+        for _ in range(6):
+            roots = harness.roots.clone()
+            check_tree(harness.step(), harness, roots)
+
+
+def test_entering_one_by_one_or_together(drafter: Drafter) -> None:
+    one_by_one, together = (Harness(drafter, 2, VOCAB, SamplingParams(), True) for _ in range(2))
+    one_by_one.enter([1], [PROMPTS[0]])
+    one_by_one.enter([0], [PROMPTS[2]])
+    together.enter([0, 1], [PROMPTS[2], PROMPTS[0]])
+    for slot in (0, 1):
+        assert trace(one_by_one, slot, 2) == trace(together, slot, 2)
