@@ -1,7 +1,7 @@
 """specdec: speculative decoding research on any Hugging Face causal language model."""
 
 from specdec import hf
-from specdec.api import GenerateOutput, SpeculativeDecoder, TextOutput, generate
+from specdec.api import GenerateOutput, SpeculativeDecoder, TextOutput, TextRequest, TextResult, generate
 from specdec.metrics import DecodingStats
 from specdec.sampling import SamplingParams
 from specdec.tree.token_tree import TokenTree
@@ -13,6 +13,8 @@ __all__ = [
     "SamplingParams",
     "SpeculativeDecoder",
     "TextOutput",
+    "TextRequest",
+    "TextResult",
     "TokenTree",
     "__version__",
     "generate",

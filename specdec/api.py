@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from specdec import loading
 from specdec.core import AcceptanceRule, Drafter
 from specdec.decode import Generation, Request, decode
 from specdec.inspection import check_architecture, check_length, max_positions
-from specdec.metrics import DecodingStats
+from specdec.metrics import DecodingStats, RequestStats
 from specdec.sampling import SamplingParams, as_params
 from specdec.target import Target
 
@@ -64,6 +64,35 @@ class TextOutput:
     text: str | list[str]
     tokens: list[list[int]]
     stats: DecodingStats
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """A prompt for `generate_many`, with settings of its own. Fields as the arguments of `generate`."""
+
+    prompt: str | Chat
+    max_new_tokens: int = 128
+    sampling: SamplingParams | None = None
+    stop_strings: str | Sequence[str] | None = None
+    logits_processor: LogitsProcessorList | None = None
+    stopping_criteria: StoppingCriteriaList | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextResult:
+    """What `generate_many` yields.
+
+    Attributes:
+        index: which request it belongs to.
+        text: the continuation.
+        tokens: its ids.
+        stats: counts and times of this request.
+    """
+
+    index: int
+    text: str
+    tokens: list[int]
+    stats: RequestStats
 
 
 def generate(
@@ -118,7 +147,7 @@ def generate(
     eos = eos_ids(model, eos_token_id)
     check_length(model, max(map(len, prompts)) + max_new_tokens, max_positions(model))
     criteria = _criteria(stopping_criteria, stop_strings, tokenizer)
-    settings = as_params(sampling, len(prompts))
+    settings = _settings(sampling, len(prompts))
     requests = [
         Request(prompt, max_new_tokens, settings[row], eos, row_processors(logits_processor, row), criteria)
         for row, prompt in enumerate(prompts)
@@ -149,13 +178,28 @@ class Engine:
         self.drafter = make_drafter(drafter, tree, allow_targets)
         check_fit(self.drafter, model)
         self.target = Target(model, backend=backend, hidden_layers=self.drafter.needs.hidden_layers)
+        self._latest: object = None
 
-    def run(self, requests: Sequence[Request], stats: DecodingStats) -> Iterator[tuple[Generation, list[int]]]:
-        """Serve all requests at once, a slot each; yields new tokens after every step."""
+    def run(
+        self, requests: Sequence[Request], stats: DecodingStats, slots: int | None = None
+    ) -> Iterator[tuple[Generation, list[int]]]:
+        """Serve requests, all at once or in `slots` slots; yields new tokens after every step.
+
+        Raises:
+            RuntimeError: a later run has begun, and has taken over the slots.
+        """
+        if not requests:
+            return
+        self._latest = mine = object()
         longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
-        return decode(
-            self.target, self.drafter, self.rule, requests, slots=len(requests), max_length=longest, stats=stats
-        )
+        capacity = min(slots or len(requests), len(requests))
+        steps = decode(self.target, self.drafter, self.rule, requests, slots=capacity, max_length=longest, stats=stats)
+        while self._latest is mine:
+            try:
+                yield next(steps)
+            except StopIteration:
+                return
+        raise RuntimeError("this decoder has begun another text since; finish one first, or make a second decoder")
 
 
 def serve(
@@ -165,7 +209,7 @@ def serve(
     stats = DecodingStats()
     texts: list[list[int]] = [[] for _ in requests]
     try:
-        for generation, tokens in engine.run([r for r in requests if r.max_new_tokens], stats):
+        for generation, tokens in engine.run(requests, stats):
             texts[generation.index] += tokens
             if streamer is not None:
                 streamer.put(torch.tensor(tokens))
@@ -260,7 +304,7 @@ class SpeculativeDecoder:
         single = isinstance(prompts, str) or _is_chat(prompts)
         several: Sequence[Any] = [prompts] if single else prompts
         ids = [self._encode(p) for p in several]
-        settings = as_params(sampling, len(ids))
+        settings = _settings(sampling, len(ids))
         criteria = _criteria(stopping_criteria, stop_strings, self.tokenizer)
         requests = [
             self._request(prompt, max_new_tokens, settings[row], row_processors(logits_processor, row), criteria)
@@ -269,6 +313,41 @@ class SpeculativeDecoder:
         tokens, stats = serve(self.engine, requests)
         texts = [self.tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
         return TextOutput(texts[0] if single else texts, tokens, stats)
+
+    def generate_many(
+        self, requests: Iterable[str | Chat | TextRequest], *, slots: int = 32, stats: DecodingStats | None = None
+    ) -> Iterator[TextResult]:
+        """Continue any number of prompts, `slots` at a time: whenever one ends, the next takes its place.
+
+        Args:
+            requests: prompts, or TextRequests with settings of their own. All are read before the first is served.
+            slots: how many are served at once.
+            stats: where counts and times of the whole run go.
+
+        Returns:
+            An iterator of results, each as soon as it is finished; `index` says which request it belongs to.
+
+        Raises:
+            ValueError: as `generate`; before anything is served.
+        """
+        if type(slots) is not int or slots < 1:
+            raise ValueError(f"slots is {slots!r}; expected an integer of at least 1")
+        several = [r if isinstance(r, TextRequest) else TextRequest(r) for r in requests]
+        chosen = []
+        for row, each in enumerate(several):
+            criteria = _criteria(each.stopping_criteria, each.stop_strings, self.tokenizer)
+            processors = row_processors(each.logits_processor, row)
+            (sampling,) = _settings(each.sampling, 1)
+            ids = self._encode(each.prompt)
+            chosen.append(self._request(ids, each.max_new_tokens, sampling, processors, criteria))
+        return self._results(chosen, slots, stats if stats is not None else DecodingStats())
+
+    def _results(self, requests: list[Request], slots: int, stats: DecodingStats) -> Iterator[TextResult]:
+        for generation, _ in self.engine.run(requests, stats, slots):
+            if generation.finished:
+                tokens = generation.new_ids
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                yield TextResult(generation.index, text, tokens, generation.stats)
 
     def stream(
         self,
@@ -286,7 +365,7 @@ class SpeculativeDecoder:
 
     def _stream(self, request: Request, stats: DecodingStats) -> Iterator[str]:
         pieces = TextPieces(self.tokenizer)
-        for _, tokens in self.engine.run([request], stats) if request.max_new_tokens else ():
+        for _, tokens in self.engine.run([request], stats):
             if piece := pieces.push(tokens):
                 yield piece
         if piece := pieces.flush():
@@ -385,6 +464,15 @@ def _is_chat(prompts: object) -> bool:
     return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], Mapping)
 
 
+def _settings(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    """See `as_params`; what is neither is refused here."""
+    given = [sampling] if isinstance(sampling, SamplingParams | Mapping | str) else list(sampling or [])
+    for each in given:
+        if not isinstance(each, SamplingParams):
+            raise ValueError(f"sampling is {each!r}; expected specdec.SamplingParams(...), or one per row")
+    return as_params(sampling, count)
+
+
 def _check_count(max_new_tokens: object) -> None:
     if type(max_new_tokens) is not int or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 0")
@@ -422,7 +510,7 @@ def eos_ids(model: PreTrainedModel, given: int | Sequence[int] | None = None) ->
     config = model.generation_config
     ids = given if given is not None else (config.eos_token_id if config is not None else None)
     if ids is None:
-        ids = model.config.get_text_config().eos_token_id
+        ids = getattr(model.config.get_text_config(), "eos_token_id", None)
     return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
 

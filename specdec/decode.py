@@ -224,19 +224,21 @@ def decode(
         on_open(decoding)
     queue = enumerate(requests)
     while True:
-        entering = [_enter(stats, index, request) for _, (index, request) in zip(decoding.free, queue, strict=False)]
-        if entering:
+        entered = [_enter(stats, index, request) for _, (index, request) in zip(decoding.free, queue, strict=False)]
+        yield from ((generation, []) for generation in entered if generation.finished)
+        if entering := [generation for generation in entered if not generation.finished]:
             yield from decoding.admit(decoding.free[: len(entering)], entering)
-        elif not decoding.serving:
-            break
         if decoding.serving:
             yield from decoding.step()
+        elif not entered:
+            break
         decoding.clock.skip()
     decoding.clock.finish()
 
 
 def _enter(stats: DecodingStats, index: int, request: Request) -> Generation:
     generation = Generation(index, request, list(request.prompt), RequestStats(prompt_tokens=len(request.prompt)))
+    generation.finished = request.max_new_tokens == 0
     stats.requests.append(generation.stats)
     return generation
 

@@ -205,9 +205,9 @@ def to_sampling(
     order = list(WARPERS)
     while do_sample and rest and type(rest[-1]) in order:
         warper, name = rest[-1], WARPERS[type(rest[-1])]
-        usual = (
-            getattr(warper, "min_tokens_to_keep", 1) == 1 and getattr(warper, "filter_value", -torch.inf) == -torch.inf
-        )
+        usual = getattr(warper, "filter_value", -torch.inf) == -torch.inf
+        if name != "top_k" and getattr(warper, "min_tokens_to_keep", 1) != 1:  # top-k has it in its k
+            usual = False
         if not usual or (name == "min_p" and warper.min_p >= 1):
             break
         settings[name] = getattr(warper, name)
