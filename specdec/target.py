@@ -7,6 +7,7 @@ Prefill rows are chains, verify rows are tree nodes; the model cannot tell.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from transformers import PreTrainedModel
 from specdec import inspection
 from specdec.attention import Visibility, attention_configs, choose_backend, evaluating, plugged_in
 from specdec.cache import MAX_SPANS, CacheView, Places, TreeCache
+from specdec.compiled import CompiledForward, bucket, buckets, warm
 from specdec.core import TargetOutput, Verdict
-from specdec.tree.token_tree import TokenTree
+from specdec.tree.token_tree import TokenTree, num_words
 
 PREFILL_ROWS = 2048  # rows of one prefill forward: bounds the memory a long prompt takes
 
@@ -29,12 +31,21 @@ class Target:
         model: any transformers causal LM whose attention can be replaced; it is left as it was found.
         backend: of tree attention: auto, packed, sdpa, naive or triton.
         hidden_layers: layers whose outputs every result carries (see TargetOutput).
+        compile: verify with compiled graphs (see `compiled`), made when first needed or by `warmup`. Prefill stays as
+            it is.
 
     Raises:
         ValueError: the model cannot be used; the message says which and why (see `inspection`).
     """
 
-    def __init__(self, model: PreTrainedModel, *, backend: str = "auto", hidden_layers: Sequence[int] = ()):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        backend: str = "auto",
+        hidden_layers: Sequence[int] = (),
+        compile: bool = False,
+    ):
         inspection.check_architecture(model)
         self.model = model
         self.device = model.device
@@ -45,8 +56,11 @@ class Target:
         self._taps = inspection.hidden_modules(model, self.hidden_layers)
         self._configs = attention_configs(model)
         self._layers = inspection.layer_shapes(model, self._configs)
+        self._compiled: CompiledForward | None = None
         self.cache = TreeCache(self._layers, 0, 0, self.device)
         inspection.check_logits(self)
+        if compile:
+            self._compiled = CompiledForward(model, self._configs, self.backend, self._taps, self.max_positions)
 
     @property
     def lengths(self) -> Tensor:
@@ -66,6 +80,29 @@ class Target:
             self.cache.lengths.zero_()
         else:
             self.cache = TreeCache(self._layers, capacity, room, self.device)
+        if self._compiled:
+            self._compiled.open(self.cache, max_nodes)
+
+    @torch.inference_mode()
+    def warmup(self, capacity: int, max_nodes: int, *, sizes: Sequence[int] = (), all_nodes: int = 1) -> None:
+        """Compile now what `capacity` slots of trees with `max_nodes` nodes will need; forgets what the slots held.
+
+        Args:
+            capacity, max_nodes: as for `open`.
+            sizes: node counts of the calls to come; all up to `max_nodes` if empty.
+            all_nodes: nodes that visibility words are to have room for, when `extend` is called with more than its own.
+        """
+        if self._compiled is None:
+            return
+        self.open(capacity, 1, max_nodes)
+
+        def run(nodes: int) -> None:
+            tree = TokenTree.chain(torch.zeros(capacity, nodes, dtype=torch.int64, device=self.device))
+            extra = max(0, num_words(all_nodes) - tree.words.shape[-1])
+            self.extend(tree.tokens, tree.depths, torch.nn.functional.pad(tree.words, (0, extra)), tree.sizes)
+
+        needed = sorted({bucket(n, max_nodes) for n in sizes}) or buckets(max_nodes)
+        warm(run, needed, f"{type(self.model).__name__} for {capacity} slot{'s' * (capacity > 1)}")
 
     @torch.inference_mode()
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> TargetOutput:
@@ -132,11 +169,12 @@ class Target:
         Returns:
             As `verify`.
         """
+        if self._compiled:
+            return self._compiled(self.cache, tokens, depths, words, counts, first)
         batch, nodes = tokens.shape
         positions = self.lengths[:, None] + depths  # [B, N]
-        steps = torch.arange(first, first + nodes, device=self.device)
-        places = (self.lengths[:, None] + steps).flatten()  # [B * N]
-        sizes = torch.where(counts > 0, counts + first, 0)
+        places = (self.lengths[:, None] + _steps(first, nodes, self.device)).flatten()  # [B * N]
+        sizes = torch.where(counts > 0, counts + first, 0) if first else counts
         on_host = counts.tolist() if self.device.type == "cpu" else [nodes] * batch
         if all(count == nodes for count in on_host):
             starts = _row_starts(batch, nodes, self.device)
@@ -227,9 +265,16 @@ def _tensors(output: TargetOutput) -> list[Tensor]:
     return [output.logits, *output.hidden.values()]
 
 
+@lru_cache(maxsize=256)
 def _row_starts(batch: int, nodes: int, device: torch.device) -> Tensor:
     return torch.arange(0, (batch + 1) * nodes, nodes, dtype=torch.int32, device=device)
 
 
+@lru_cache(maxsize=256)
 def _slots(batch: int, nodes: int, device: torch.device) -> Tensor:
     return torch.arange(batch, device=device).repeat_interleave(nodes)
+
+
+@lru_cache(maxsize=256)
+def _steps(first: int, count: int, device: torch.device) -> Tensor:
+    return torch.arange(first, first + count, device=device)

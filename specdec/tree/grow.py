@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,37 +40,105 @@ class Grown:
     expanded: Tensor
 
 
-def grow(
-    policy: TreePolicy,
-    roots: Tensor,
-    root_logits: Tensor,
-    expand: Callable[[Frontier], Tensor],
-    noise: DraftNoise,
-) -> Grown:
+Expand = Callable[[Frontier], Tensor]  # the drafter's logits [B, F, V] after every node of a frontier
+
+
+def grow(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise) -> Grown:
     """Draft a tree for every slot.
 
     Args:
         policy: gives the shape.
         roots: `[B]` int64, -1 for an empty slot.
         root_logits: `[B, V]`, the drafter's after the root.
-        expand: the drafter's logits `[B, F, V]` after every node of a frontier.
+        expand: gives logits further down.
         noise: chooses tokens.
     """
+    return (_grow_fixed if policy.fixed_shape else _grow_ranked)(policy, roots, root_logits, expand, noise)
+
+
+def count_expanded(policy: TreePolicy) -> int:
+    """How many nodes below the root are expanded while a tree grows, those that are pruned in the end included."""
+    frontier = total = 1
+    for level in range(policy.depth - 1):
+        frontier = policy.grow(level, torch.zeros(1, frontier, policy.branching(level)))[1].shape[1]
+        total += frontier
+    return total - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One level of a fixed shape: children a node, candidates kept `[M]`, those expanded next `[F']`, their parents'
+    place in the frontier `[F']`, and the tree nodes of the frontier itself `[1, F]`."""
+
+    count: int
+    kept: Tensor
+    onward: Tensor
+    parents: Tensor
+    frontier: Tensor
+
+
+@lru_cache(maxsize=64)
+def _fixed_shape(policy: TreePolicy, device: torch.device) -> tuple[list[_Stage], TokenTree, Tensor]:
+    """The levels, a tree of that shape (its tokens mean nothing), and `expanded` `[1, N]`."""
+    stages: list[_Stage] = []
+    parents, expanded, calls = [-1], [-1], 0
+    frontier = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    for level in range(policy.depth):
+        count = policy.branching(level)
+        kept, onward = (x[0] for x in policy.grow(level, torch.zeros(1, frontier.shape[1], count, device=device)))
+        if level + 1 == policy.depth:
+            onward = onward[:0]
+        numbers = dict(zip(onward.tolist(), range(calls, calls + len(onward)), strict=True))
+        stages.append(_Stage(count, kept, onward, (kept // count)[onward], frontier))
+        frontier, before = (len(parents) + onward)[None], frontier
+        parents += before[0][kept // count].tolist()
+        expanded += [numbers.get(i, -1) for i in range(len(kept))]
+        calls += len(onward)
+    tree = TokenTree.from_lists([([0] * len(parents), parents)], device)
+    return stages, tree, torch.tensor([expanded], device=device)
+
+
+def _grow_fixed(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise) -> Grown:
+    """Only the tokens are new at every step; children may be drawn, and what they were drawn from is kept."""
+    stages, shape, expanded = _fixed_shape(policy, roots.device)
+    batch, live = len(roots), roots[:, None] >= 0  # [B, 1]
+    logits = root_logits[:, None]  # [B, 1, V]
+    path = roots.new_empty(batch, 1, 0)
+    tokens = [roots[:, None]]
+    probs: list[tuple[Tensor, Tensor]] = []  # (frontier nodes, the distribution their children were drawn from)
+    for level, stage in enumerate(stages):
+        drawn, _, distribution = noise.choose(logits, level, stage.count, path)
+        if distribution is not None:
+            probs.append((stage.frontier, distribution))
+        tokens.append(drawn.flatten(1)[:, stage.kept])  # [B, M]
+        if len(stage.onward):
+            onward = tokens[-1][:, stage.onward]  # [B, F']
+            path = torch.cat([path[:, stage.parents], onward[..., None]], -1)
+            logits = expand(Frontier(level + 1, onward, stage.parents.expand(batch, -1), path))
+    all_tokens = torch.where(live, torch.cat(tokens, 1), 0)  # [B, N]
+    draft_probs = None
+    if probs:
+        draft_probs = probs[0][1].new_zeros(*all_tokens.shape, probs[0][1].shape[-1])  # [B, N, V]
+        for nodes, rows in probs:
+            draft_probs[:, nodes[0]] = rows
+    sizes = live[:, 0].to(torch.int32) * all_tokens.shape[1]
+    tree = TokenTree(all_tokens, torch.where(live, shape.parents, -1), sizes, draft_probs)
+    tree.with_shape(torch.where(live, shape.depths, 0), torch.where(live[..., None], shape.words, 0))
+    return Grown(tree, expanded.expand(batch, -1))
+
+
+def _grow_ranked(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise) -> Grown:
+    """The shape depends on how likely the tokens are, so nothing is drawn."""
     batch = len(roots)
     logits = root_logits[:, None]  # [B, 1, V]
     path = roots.new_empty(batch, 1, 0)
     scores = root_logits.new_zeros(batch, 1, dtype=torch.float32)  # [B, F], log-probability of the frontier's paths
     frontier_nodes = roots.new_zeros(batch, 1)  # [B, F], tree nodes of the frontier
-    tokens, parents, node_scores, expanded = [roots[:, None].clamp_min(0)], [roots.new_full((batch, 1), -1)], [], []
-    expanded.append(parents[0])
-    probs: list[tuple[Tensor, Tensor]] = []  # (frontier nodes, the distribution their children were drawn from)
+    tokens, parents = [roots[:, None].clamp_min(0)], [roots.new_full((batch, 1), -1)]
+    expanded, node_scores = [parents[0]], []
     count, calls = 1, 0
     for level in range(policy.depth):
-        drawn, log_probs, distribution = noise.choose(
-            logits, level, policy.branching(level), path, fixed=not policy.fixed_shape
-        )
-        if distribution is not None:
-            probs.append((frontier_nodes, distribution))
+        drawn, log_probs, _ = noise.choose(logits, level, policy.branching(level), path, fixed=True)
         candidate_scores = scores[..., None] + log_probs  # [B, F, K]
         kept, onward = policy.grow(level, candidate_scores)
         parent_index = kept // drawn.shape[2]  # [B, M], into the frontier
@@ -94,47 +163,26 @@ def grow(
         frontier_nodes = count + onward
         count += level_tokens.shape[1]
         calls += width
-    return _finish(policy, roots, tokens, parents, node_scores, expanded, probs)
+    return _prune(
+        policy, roots, torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(node_scores, 1), torch.cat(expanded, 1)
+    )
 
 
-def count_expanded(policy: TreePolicy) -> int:
-    """How many nodes below the root are expanded while a tree grows, those that are pruned in the end included."""
-    frontier = total = 1
-    for level in range(policy.depth - 1):
-        frontier = policy.grow(level, torch.zeros(1, frontier, policy.branching(level)))[1].shape[1]
-        total += frontier
-    return total - 1
-
-
-def _finish(
-    policy: TreePolicy,
-    roots: Tensor,
-    tokens: list[Tensor],
-    parents: list[Tensor],
-    scores: list[Tensor],
-    expanded: list[Tensor],
-    probs: list[tuple[Tensor, Tensor]],
+def _prune(
+    policy: TreePolicy, roots: Tensor, tokens: Tensor, parents: Tensor, scores: Tensor, expanded: Tensor
 ) -> Grown:
-    all_tokens, all_parents, all_expanded = (torch.cat(x, 1) for x in (tokens, parents, expanded))
-    keep = policy.prune(torch.cat(scores, 1))
+    """Keep what the policy keeps and number it anew. All `[B, M]` with the root first; `scores` without it."""
+    keep = policy.prune(scores)
     if keep is not None:
         keep = torch.cat([torch.zeros_like(keep[:, :1]), keep + 1], 1)  # [B, N], the root first
-        renumber = torch.zeros_like(all_tokens).scatter(
-            1, keep, torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-        )
-        all_tokens, all_expanded = all_tokens.gather(1, keep), all_expanded.gather(1, keep)
-        kept_parents = all_parents.gather(1, keep)
-        all_parents = torch.where(kept_parents < 0, -1, renumber.gather(1, kept_parents.clamp_min(0)))
+        numbers = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+        renumber = torch.zeros_like(tokens).scatter(1, keep, numbers)
+        tokens, expanded, parents = tokens.gather(1, keep), expanded.gather(1, keep), parents.gather(1, keep)
+        parents = torch.where(parents < 0, -1, renumber.gather(1, parents.clamp_min(0)))
     live = roots[:, None] >= 0  # [B, 1]
-    sizes = live[:, 0].to(torch.int32) * all_tokens.shape[1]
-    all_tokens, all_parents = torch.where(live, all_tokens, 0), torch.where(live, all_parents, -1)
-    draft_probs = None
-    if probs:
-        nodes = torch.cat([n for n, _ in probs], 1)  # [B, F total]
-        rows = torch.cat([p for _, p in probs], 1)  # [B, F total, V]
-        draft_probs = rows.new_zeros(*all_tokens.shape, rows.shape[-1])
-        draft_probs.scatter_(1, nodes[..., None].expand_as(rows), rows)
-    return Grown(TokenTree(all_tokens, all_parents.to(torch.int32), sizes, draft_probs), all_expanded)
+    sizes = live[:, 0].to(torch.int32) * tokens.shape[1]
+    tokens, parents = torch.where(live, tokens, 0), torch.where(live, parents, -1)
+    return Grown(TokenTree(tokens, parents.to(torch.int32), sizes), expanded)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

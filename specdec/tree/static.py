@@ -38,6 +38,7 @@ class StaticTree:
         self.max_nodes = len(nodes) + 1
         self._levels = [[p for p in nodes if len(p) == level + 1] for level in range(self.depth)]
         self._parents = {path[:-1] for path in nodes}
+        self._choices: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def branching(self, level: int) -> int:
         """See TreePolicy."""
@@ -45,14 +46,22 @@ class StaticTree:
 
     def grow(self, level: int, scores: Tensor) -> tuple[Tensor, Tensor]:
         """See TreePolicy: the same choice for every sequence, whatever the scores."""
+        key = (level, scores.shape[2], scores.device)
+        if key not in self._choices:
+            self._choices[key] = self._choose(*key)
+        kept, expanded = self._choices[key]
+        return kept.expand(len(scores), -1), expanded.expand(len(scores), -1)
+
+    def _choose(self, level: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`[1, M]` and `[1, F']`, as `grow`."""
         above: list[tuple[int, ...]] = [()] if level == 0 else self._levels[level - 1]
         frontier = [p for p in above if p in self._parents]
-        width = scores.shape[2]
         kept = [frontier.index(p[:-1]) * width + p[-1] for p in self._levels[level]]
         expanded = [i for i, p in enumerate(self._levels[level]) if p in self._parents]
-        batch = len(scores)
-        as_rows = [torch.tensor(x, dtype=torch.int64, device=scores.device).expand(batch, -1) for x in (kept, expanded)]
-        return as_rows[0], as_rows[1]
+        return (
+            torch.tensor([kept], dtype=torch.int64, device=device),
+            torch.tensor([expanded], dtype=torch.int64, device=device),
+        )
 
     def prune(self, scores: Tensor) -> Tensor | None:
         """See TreePolicy: nothing is taken away."""
