@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specdec.kernels.common.bits import popcount
+from specdec.kernels.common.fused import popcount
 
 
 @triton.jit

@@ -11,6 +11,8 @@ whose bits are set in its ancestor words. Backends, chosen by `backend="auto"`:
 | triton | CUDA | fused.py: split-KV, device-side lengths, graph-capturable |
 """
 
+import importlib.util
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -86,7 +88,7 @@ def tree_attention(
     if scale is None:
         scale = q.shape[2] ** -0.5
     if backend == "auto":
-        backend = choose_backend(q, words, softcap, sinks, fixed_chunks)
+        backend = choose_backend(q, v_pool, words, softcap, sinks, fixed_chunks)
     if fixed_chunks and backend in ("naive", "sdpa"):
         raise ValueError(f"fixed_chunks needs backend 'packed' or 'triton', got {backend!r}")
     if backend == "naive":
@@ -112,11 +114,17 @@ def tree_attention(
 
 
 def choose_backend(
-    q: Tensor, words: Tensor | None, softcap: float, sinks: Tensor | None, fixed_chunks: bool
+    q: Tensor, v_pool: Tensor, words: Tensor | None, softcap: float, sinks: Tensor | None, fixed_chunks: bool
 ) -> Literal["packed", "sdpa", "triton"]:
     """What `backend="auto"` means for these arguments."""
     if q.device.type != "cuda" or q.dtype == torch.float64:
         return "packed"
-    if words is None and not softcap and sinks is None and not fixed_chunks:
+    plain = not softcap and sinks is None and not fixed_chunks
+    if plain and (words is None or max(q.shape[2], v_pool.shape[3]) > 256 or not _has_triton()):
         return "sdpa"
     return "triton"
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

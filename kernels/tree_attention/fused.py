@@ -8,7 +8,7 @@ same keys run together. Masks are ancestor words, read only by tiles that reach 
 import triton
 import triton.language as tl
 
-from specdec.kernels.common.bits import popcount
+from specdec.kernels.common.fused import popcount
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -140,6 +140,7 @@ def tree_attention_split_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
+    BLOCK_W: tl.constexpr,
     LOG2_B: tl.constexpr,
     ALIGN: tl.constexpr,  # what the first slot is rounded down to: the chunk if fixed, else BLOCK_N
     CAUSAL: tl.constexpr,
@@ -151,6 +152,7 @@ def tree_attention_split_kernel(
 ):
     item = tl.program_id(0)
     head = tl.program_id(1)
+    kv_head = head.to(tl.int64)
     if item >= tl.load(items + batch):
         return
     b = _sequence_of(items, item, batch, LOG2_B)
@@ -187,7 +189,7 @@ def tree_attention_split_kernel(
         position = context + newest  # [BLOCK_M]
         end = tl.minimum(end, context + tl.max(tl.where(rows_ok, newest, -1), 0) + 1)
     elif WINDOW:
-        w = tl.arange(0, triton.next_power_of_2(W))
+        w = tl.arange(0, BLOCK_W)
         words = tl.load(row_words[:, None] + w[None, :], mask=rows_ok[:, None] & (w[None, :] < W), other=0)
         visible = tl.sum(popcount(words), 1)  # [BLOCK_M]
         position = context + visible - 1
@@ -201,12 +203,12 @@ def tree_attention_split_kernel(
         if PAGE % BLOCK_N == 0:  # one page a tile
             page = tl.load(table + slot0 // PAGE).to(tl.int64)
             inside = slot - slot0 // PAGE * PAGE
-            k_rows = K + page * stride_kp + head * stride_kh + inside * stride_kn
-            v_rows = V + page * stride_vp + head * stride_vh + inside * stride_vn
+            k_rows = K + page * stride_kp + kv_head * stride_kh + inside * stride_kn
+            v_rows = V + page * stride_vp + kv_head * stride_vh + inside * stride_vn
         else:
             pages = tl.load(table + slot // PAGE).to(tl.int64)
-            k_rows = K + pages * stride_kp + head * stride_kh + slot % PAGE * stride_kn
-            v_rows = V + pages * stride_vp + head * stride_vh + slot % PAGE * stride_vn
+            k_rows = K + pages * stride_kp + kv_head * stride_kh + slot % PAGE * stride_kn
+            v_rows = V + pages * stride_vp + kv_head * stride_vh + slot % PAGE * stride_vn
         if D == BLOCK_D:
             k = tl.load(k_rows[None, :] + d[:, None])  # [BLOCK_D, BLOCK_N]
         else:

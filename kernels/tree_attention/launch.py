@@ -240,7 +240,7 @@ def tree_attention_fused(
         q.stride(0), q.stride(1), k_pool.stride(0), k_pool.stride(1), k_pool.stride(2),
         v_pool.stride(0), v_pool.stride(1), v_pool.stride(2), out.stride(0), out.stride(1), block_table.stride(0),
         0 if words is None else words.stride(0),
-        W=node_words, D=dim, PAGE=page, BLOCK_N=config.block_n, BLOCK_D=max(16, triton.next_power_of_2(dim)),
+        W=node_words, BLOCK_W=triton.next_power_of_2(node_words), D=dim, PAGE=page, BLOCK_N=config.block_n, BLOCK_D=max(16, triton.next_power_of_2(dim)),
         ALIGN=config.chunk if config.fixed else config.block_n,
         CAUSAL=words is None, WINDOW=window > 0, NODE_WINDOW=node_window,
         SOFTCAP=softcap > 0, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",

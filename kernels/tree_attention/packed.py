@@ -41,7 +41,6 @@ def attend(
     """
     if fixed_chunks:
         return _attend_rows(q, k_pool, v_pool, plan, scale, window, softcap, sinks)
-    heads = k_pool.shape[1]
     limit = max(16, min(_CHUNK_ROWS, _SCORE_BYTES // (q.shape[1] * 4 * plan.longest + 1)))
     if len(plan.spans) == 1 and plan.covered and q.shape[0] <= limit:
         return _attend_span(q, k_pool, v_pool, plan, plan.spans[0], scale, window, softcap, sinks)
@@ -49,12 +48,6 @@ def attend(
     if not plan.covered or not plan.spans:
         out.zero_()
     for span in plan.spans:
-        if _is_plain_causal(q, v_pool, span, window, softcap, sinks, plan):
-            k, v = plan.read(k_pool, span, 0), plan.read(v_pool, span, 0)  # [1, Hkv, S, D]
-            rows = q[span.first : span.end].transpose(0, 1)[None]  # [1, Hq, S, D]
-            done = scaled_dot_product_attention(rows, k, v, is_causal=True, scale=scale, enable_gqa=heads != q.shape[1])
-            out[span.first : span.end] = done[0].transpose(0, 1)
-            continue
         for part in chunks(span, limit) if plan.words is None else _split(span, limit):
             out[part.first : part.end] = _attend_span(
                 q[part.first : part.end], k_pool, v_pool, plan, part, scale, window, softcap, sinks
@@ -66,24 +59,6 @@ def _split(span: Span, rows: int) -> list[Span]:
     """Row blocks of a tree; every block may see every node."""
     firsts = range(span.first, span.end, rows)
     return [span._replace(first=first, end=min(first + rows, span.end)) for first in firsts]
-
-
-def _is_plain_causal(
-    q: Tensor, v_pool: Tensor, span: Span, window: int, softcap: float, sinks: Tensor | None, plan: Plan
-) -> bool:
-    """A whole prompt that SDPA's own causal mask covers, in a dtype where SDPA is not slower than matmuls."""
-    return (
-        plan.words is None
-        and span.context == 0
-        and span.chain_offset == 0
-        and span.end - span.first > 1
-        and q.dtype in (torch.float32, torch.float64)
-        and v_pool.dtype == q.dtype
-        and v_pool.shape[3] == q.shape[2]
-        and not softcap
-        and sinks is None
-        and (window == 0 or window >= span.size)
-    )
 
 
 def _attend_span(
@@ -120,15 +95,16 @@ def _attend_block(
     rows, q_heads, dim = q.shape
     heads = k.shape[1]
     group = q_heads // heads
-    packed = q.transpose(0, 1).reshape(1, heads, group * rows, dim)  # no copy when q is stored heads first
+    packed_rows = group * rows
+    packed = q.transpose(0, 1).reshape(1, heads, packed_rows, dim)  # no copy when q is stored heads first
     if not fast:
         out = _attend_wide(packed[0], k[0], v[0], bias, scale, softcap, sinks).to(q.dtype)
-    elif q.dtype == torch.bfloat16 and group * rows >= _MATMUL_ROWS:
+    elif q.dtype == torch.bfloat16 and packed_rows >= _MATMUL_ROWS:
         out = _attend_matmul(packed[0], k[0], v[0], bias, scale)
+    elif packed_rows == 1 and q.element_size() == 2:  # a single row takes a path of SDPA that is slower than two rows
+        out = scaled_dot_product_attention(packed.repeat(1, 1, 2, 1), k, v, attn_mask=bias, scale=scale)[:, :, :1]
     else:
-        if group * rows == 1:  # two equal rows: a single one takes a path of torch's that is half as fast
-            packed = packed.expand(1, heads, 2, dim)
-        out = scaled_dot_product_attention(packed, k, v, attn_mask=bias, scale=scale)[:, :, : group * rows]
+        out = scaled_dot_product_attention(packed, k, v, attn_mask=bias, scale=scale)
     return out.view(heads, group, rows, -1).permute(2, 0, 1, 3).reshape(rows, q_heads, -1)
 
 

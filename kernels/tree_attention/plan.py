@@ -103,12 +103,13 @@ class Plan:
 
         A view when the slots lie in one page, else one gathered copy. Slots past the tree are never in the result.
         """
-        page = pool.shape[2]
-        end = span.context + span.size
+        page, end = pool.shape[2], span.context + span.size
+        pages = self.pages[span.sequence]
+        if end <= page:  # a dense cache
+            return pool[pages[0] : pages[0] + 1, :, start:end]
         low, high = start // page, (end - 1) // page
         if low == high:
-            index = self.pages[span.sequence][low]
-            return pool[index : index + 1, :, start - low * page : end - low * page]
+            return pool[pages[low] : pages[low] + 1, :, start - low * page : end - low * page]
         key = (span.sequence, low, high)
         index_tensor = self._indices.get(key)
         if index_tensor is None:

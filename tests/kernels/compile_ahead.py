@@ -106,7 +106,7 @@ def split(
         FLOAT32 if sinks else INT32, 8, window, 0.1, 30.0,
         q_heads * dim, dim, heads * page * dim, page * dim, dim, heads * page * value_dim, page * value_dim, value_dim,
         q_heads * value_dim, value_dim, 1000, node_words,
-        W=node_words, G=group, D=dim, DV=value_dim, PAGE=page, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+        W=node_words, BLOCK_W=triton.next_power_of_2(node_words), G=group, D=dim, DV=value_dim, PAGE=page, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_DV=max(16, triton.next_power_of_2(value_dim)), LOG2_B=4,
         ALIGN=config.chunk if fixed else config.block_n, CAUSAL=causal, WINDOW=window > 0,
         NODE_WINDOW=node_window, SOFTCAP=softcap, SINKS=sinks,

@@ -26,7 +26,7 @@ def _wide(handle: ti.TensorHandle) -> np.ndarray:
     return handle.data
 
 
-def _create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):  # type: ignore[no-untyped-def]
+def _create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
     x, y = _wide(a), _wide(b)
     if x.dtype.kind in "iu":
         product = np.matmul(x, y, dtype=d.data.dtype)
@@ -43,7 +43,7 @@ _NARROW = {
 }
 
 
-def _convert_float(input, input_dtype, output_dtype, rounding_mode):  # type: ignore[no-untyped-def]
+def _convert_float(input, input_dtype, output_dtype, rounding_mode):
     if input_dtype != tl.float32 or output_dtype not in _NARROW:
         return _convert(input, input_dtype, output_dtype, rounding_mode)
     dtype, bits = _NARROW[output_dtype]
@@ -54,7 +54,7 @@ def _convert_float(input, input_dtype, output_dtype, rounding_mode):  # type: ig
 _patch_tensor = ti._patch_lang_tensor
 
 
-def _patch_lang_tensor(tensor, scope=None):  # type: ignore[no-untyped-def]
+def _patch_lang_tensor(tensor, scope=None):
     def index(self) -> int:
         return int(np.asarray(self.handle.data).item())
 
@@ -71,7 +71,7 @@ _launch = ti.GridExecutor.__call__
 _patched: set[object] = set()  # modules patched since the launch began
 
 
-def _patch_lang(fn):  # type: ignore[no-untyped-def]
+def _patch_lang(fn):
     modules = {value for value in fn.__globals__.values() if value is tl or value is tl.core}
     if modules <= _patched:
         return ti._LangPatchScope()  # with nothing to restore
@@ -79,7 +79,7 @@ def _patch_lang(fn):  # type: ignore[no-untyped-def]
     return _patch_language(fn)
 
 
-def _launch_grid(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+def _launch_grid(self, *args, **kwargs):
     _patched.clear()
     try:
         return _launch(self, *args, **kwargs)

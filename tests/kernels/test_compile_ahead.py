@@ -27,7 +27,7 @@ def compile_ahead(arch: int, jobs: list[Job], cache: Path) -> list[dict[str, int
     command = [sys.executable, str(ROOT / "tests" / "kernels" / "compile_ahead.py"), str(arch), json.dumps(jobs)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def blocks_per_multiprocessor(arch: int, used: dict[str, int]) -> int:

@@ -142,7 +142,8 @@ def test_kv_commit(backend: Any, page: int) -> None:
                 row = old[:, table[b, source // page], :, source % page]
                 new[:, table[b, target // page], :, target % page] = row
     moved = [arena.to(DEVICE) for arena in arenas]
-    kv_commit(moved, *(x.to(DEVICE) for x in (table, lengths, path, count)), backend=backend)
+    table, lengths, path, count = (x.to(DEVICE) for x in (table, lengths, path, count))
+    kv_commit(moved, table, lengths, path, count, backend=backend)
     for arena, expected in zip(moved, wanted, strict=True):
         assert torch.equal(arena.cpu(), expected)
 
@@ -156,7 +157,7 @@ def test_kv_write(backend: Any, dtype: torch.dtype) -> None:
     table = torch.tensor([[3, 1], [4, -1]], dtype=torch.int32, device=DEVICE)
     sequences = torch.tensor([0, -1, 1, 0], dtype=torch.int32, device=DEVICE)
     slots = torch.tensor([9, 5, 0, 7], dtype=torch.int32, device=DEVICE)
-    kv_write(keys, values, *pools, table, sequences, slots, backend=backend)
+    kv_write(keys, values, pools[0], pools[1], table, sequences, slots, backend=backend)
     for rows, pool in zip((keys, values), pools, strict=True):
         wanted = torch.zeros(pool.shape, device=DEVICE)
         for row, page, place in ((0, 1, 1), (2, 4, 0), (3, 3, 7)):
