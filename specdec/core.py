@@ -7,7 +7,7 @@ B is the number of slots: a sequence in every slot, or none (a tree of size 0).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -107,7 +107,7 @@ class AcceptanceRule(Protocol):
 
 
 @runtime_checkable
-class TreePolicy(Protocol):
+class TreePolicy(Hashable, Protocol):
     """Gives a tree its shape, level by level, from log-probabilities alone. Knows no drafter.
 
     Attributes:

@@ -319,7 +319,7 @@ class DraftNoise:
 
     def choose(
         self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Children of every node of a frontier.
 
         Args:
@@ -330,21 +330,20 @@ class DraftNoise:
             fixed: the tree keeps children because of what they are: take the most likely, draw nothing.
 
         Returns:
-            tokens `[B, F, K]` int64, the best first; their log-probabilities `[B, F, K]` float32, to rank them by; the
-            distribution they were drawn from `[B, F, V]`, None if they were not drawn.
+            tokens `[B, F, K]` int64, the best first; if `fixed`, their log-probabilities `[B, F, K]` float32, to rank
+            them by, else None; the distribution they were drawn from `[B, F, V]`, None if they were not drawn.
         """
         scores = logits.float() if self._sampler.raw else self._sampler.process(logits, path)
         if self._sampler.all_greedy or (fixed and not self.shared):
             values, tokens = _top(scores, count)
-            return tokens, values - scores.logsumexp(-1, keepdim=True), None
+            return tokens, values - scores.logsumexp(-1, keepdim=True) if fixed else None, None
         stream = noise.TARGET_STREAM if self.shared else noise.DRAFT_STREAM
         drawn = noise.gumbel(self._step.keys(stream, depth), scores.shape[-1])[:, None]  # [B, 1, V]
         perturbed = torch.where(self._sampler.greedy[:, None, None], scores, scores + drawn)
         values, tokens = _top(perturbed, count)
         if self.shared:
-            return tokens, values - perturbed.logsumexp(-1, keepdim=True), None
-        probs = self._step._distribution(scores)
-        return tokens, scores.gather(-1, tokens) - scores.logsumexp(-1, keepdim=True), probs
+            return tokens, values - perturbed.logsumexp(-1, keepdim=True) if fixed else None, None
+        return tokens, None, self._step._distribution(scores)
 
 
 def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -139,6 +139,7 @@ def _grow_ranked(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand:
     count, calls = 1, 0
     for level in range(policy.depth):
         drawn, log_probs, _ = noise.choose(logits, level, policy.branching(level), path, fixed=True)
+        assert log_probs is not None
         candidate_scores = scores[..., None] + log_probs  # [B, F, K]
         kept, onward = policy.grow(level, candidate_scores)
         parent_index = kept // drawn.shape[2]  # [B, M], into the frontier
