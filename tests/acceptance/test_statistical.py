@@ -1,0 +1,161 @@
+"""The whole loop, sampled: what comes out has the target's joint distribution, computed by plain forwards.
+
+False alarms: each of the tests here fails by chance with a probability below ALARM = 1e-8, all together below 1e-6.
+Power: `test_a_planted_bias_is_seen` shows that 2 % of biased draws are found. Seeds are fixed, so that the outcome on
+one machine is always the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specdec.acceptance.coupled import Coupled
+from specdec.acceptance.rejection import Rejection
+from specdec.core import AcceptanceRule, TreePolicy
+from specdec.decode import Request, decode
+from specdec.drafters.draft_model import DraftModel
+from specdec.sampling import SamplingParams
+from specdec.target import Target
+from specdec.tree.best_first import BestFirst
+from specdec.tree.static import StaticTree, chain
+
+from ..chance import g_test
+from ..models import make_model, noisy_copy
+
+ALARM = 1e-8
+VOCAB = 6
+LENGTH = 3  # tokens of the joint: the first from the prefill, the others from one step or two
+PROMPT = [3, 1, 4]
+DRAWS = 20_480
+SLOTS = 256
+
+SETTINGS = {
+    "temperature": {"temperature": 0.7},
+    "top-k": {"temperature": 1.0, "top_k": 4},
+    "top-p": {"temperature": 1.0, "top_p": 0.8},
+    "min-p": {"temperature": 1.0, "min_p": 0.1},
+    "penalty": {"temperature": 1.0, "repetition_penalty": 1.5},
+}
+TREES: dict[str, TreePolicy] = {
+    "chain": chain(2),
+    "static": StaticTree([[0], [1], [2], [0, 0], [0, 1], [1, 0]]),
+    "best first": BestFirst(max_nodes=6, depth=2, top_k=3),
+}
+RULES: dict[str, AcceptanceRule] = {"coupled": Coupled(), "rejection": Rejection()}
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return make_model(vocab_size=VOCAB, num_hidden_layers=1, initializer_range=0.15)
+
+
+@pytest.fixture(scope="module")
+def draft(model: PreTrainedModel) -> PreTrainedModel:
+    return noisy_copy(model, scale=0.3)
+
+
+def texts(
+    model: PreTrainedModel, draft: PreTrainedModel, rule: AcceptanceRule, tree: TreePolicy, settings: dict[str, float]
+) -> tuple[Tensor, float]:
+    """`[DRAWS, LENGTH]`, a seed for each; and how many drafted tokens were accepted per step."""
+    served = decode(
+        Target(model),
+        DraftModel(draft, tree),
+        rule,
+        (Request(PROMPT, LENGTH, SamplingParams.from_dict({**settings, "seed": seed})) for seed in range(DRAWS)),
+        slots=SLOTS,
+        max_length=len(PROMPT) + LENGTH,
+    )
+    drawn = torch.zeros(DRAWS, LENGTH, dtype=torch.int64)
+    accepted = steps = 0
+    for generation, _ in served:
+        if generation.finished:
+            drawn[generation.index] = torch.tensor(generation.new_ids)
+            accepted, steps = accepted + generation.stats.accepted, steps + generation.stats.steps
+    return drawn, accepted / steps
+
+
+def exact_joint(model: PreTrainedModel, settings: dict[str, float]) -> Tensor:
+    """`[VOCAB] * LENGTH` float64, by plain forwards and plain arithmetic."""
+    joint = torch.ones((VOCAB,) * LENGTH, dtype=torch.float64)
+    for length in range(LENGTH):
+        beginnings = list(itertools.product(range(VOCAB), repeat=length))
+        with torch.inference_mode():
+            logits = model(torch.tensor([PROMPT + list(b) for b in beginnings])).logits[:, -1].double()
+        for beginning, row in zip(beginnings, logits, strict=True):
+            next_probs = processed(row, PROMPT + list(beginning), settings)
+            joint[beginning] *= next_probs.view(VOCAB, *[1] * (LENGTH - length - 1))
+    return joint
+
+
+def processed(logits: Tensor, text: list[int], settings: dict[str, float]) -> Tensor:
+    """`[V]` probabilities, each setting in its simplest form."""
+    logits = logits.clone()
+    penalty = settings.get("repetition_penalty", 1.0)
+    for token in set(text):
+        logits[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
+    probs = (logits / settings["temperature"]).softmax(-1)
+    ranked = probs.argsort(descending=True)
+    keep = torch.ones(VOCAB, dtype=torch.bool)
+    if "top_k" in settings:
+        keep[ranked[int(settings["top_k"]) :]] = False
+    if "top_p" in settings:
+        before = probs[ranked].cumsum(0) - probs[ranked]  # of all better ones
+        keep[ranked[before >= settings["top_p"]]] = False
+    if "min_p" in settings:
+        keep &= probs >= settings["min_p"] * probs.max()
+    kept = torch.where(keep, probs, 0.0)
+    return kept / kept.sum()
+
+
+def counts_of(drawn: Tensor) -> Tensor:
+    flat = (drawn * VOCAB ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
+    return flat.bincount(minlength=VOCAB**LENGTH).view((VOCAB,) * LENGTH)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("rule", RULES)
+def test_joint_distribution(
+    model: PreTrainedModel, draft: PreTrainedModel, rule: str, tree: str, settings: str
+) -> None:
+    drawn, accepted = texts(model, draft, RULES[rule], TREES[tree], SETTINGS[settings])
+    assert 0.2 < accepted < 1.9, "the draft is neither useless nor perfect, so that both outcomes are tested"
+    assert g_test(counts_of(drawn), exact_joint(model, SETTINGS[settings])) > ALARM
+
+
+@pytest.mark.slow
+def test_a_planted_bias_is_seen(model: PreTrainedModel, draft: PreTrainedModel) -> None:
+    """The same test on the same texts, of which one in 50 had its second token replaced by the most likely one."""
+    settings = SETTINGS["temperature"]
+    drawn, _ = texts(model, draft, RULES["rejection"], TREES["chain"], settings)
+    joint = exact_joint(model, settings)
+    assert g_test(counts_of(drawn), joint) > ALARM
+    biased = drawn.clone()
+    best = joint.sum(2).argmax(1)  # [V], after every first token
+    biased[::50, 1] = best[biased[::50, 0]]
+    assert g_test(counts_of(biased), joint) < ALARM
+
+
+@pytest.mark.slow
+def test_a_generous_rule_is_seen(
+    model: PreTrainedModel, draft: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that accepts a little too readily."""
+    from specdec.sampling import StepSampling
+
+    exact = StepSampling.accept
+
+    def generous(self: StepSampling, probability: Tensor, depth: int, turn: int) -> Tensor:
+        return exact(self, torch.where(probability > 0, probability + 0.1, 0.0), depth, turn)
+
+    monkeypatch.setattr(StepSampling, "accept", generous)
+    settings = SETTINGS["temperature"]
+    drawn, _ = texts(model, draft, RULES["rejection"], TREES["chain"], settings)
+    assert g_test(counts_of(drawn), exact_joint(model, settings)) < ALARM
