@@ -55,6 +55,11 @@ class TreeCache:
         return [views[i] for i in range(len(shapes))]
 
     @property
+    def arenas(self) -> list[Tensor]:
+        """All there is: every entry of `keys` and `values` is a part of one of these `[layers, B, heads, room, size]`."""
+        return self._arenas
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the arena."""
         return sum(a.nbytes for a in self._arenas)

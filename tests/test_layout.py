@@ -23,7 +23,7 @@ LEVELS = (
     {"kernels", "noise", "conf"},
     {"tree", "sampling", "core"},  # core imports tree.token_tree, tree policies are written against core's contracts
     {"acceptance", "cache"},
-    {"attention", "inspection", "target", "loading"},
+    {"attention", "inspection", "compiled", "target", "loading"},
     {"metrics", "decode"},
     {"api", "hf"},
     {"specdec"},  # specdec/__init__.py

@@ -1,0 +1,448 @@
+"""The verify forward as compiled graphs: inductor, with the weights packed into them ("freezing").
+
+One graph per bucket of (slots, nodes). Trees are padded to the next bucket with dead nodes, and rows stay `[B, N]`
+instead of being packed, so that shapes say nothing about lengths: the text may grow, and the cache be allocated anew,
+without another graph. The KV arena, and who sees what, stay out of the graph's sight behind one operator,
+`specdec::tree_attention`, which writes the new rows in place and attends.
+
+Graphs belong to the model, not to the Target, and are dropped when its weights change: a second decoder, or the next
+call of `generate`, finds them ready. The model itself is left as it was; its own weights stay where they are, and the
+packed ones are shared by all graphs, so that compiling takes the weights' memory once more, whatever the number of
+buckets.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary, finalize
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+
+from specdec.attention import evaluating, plugged_in
+from specdec.cache import MAX_SPANS, Places, TreeCache
+from specdec.core import TargetOutput
+from specdec.kernels.tree_attention import Plan, make_plan, packed, tree_attention
+from specdec.tree.token_tree import num_words
+
+NAME = "specdec_compiled"
+
+Home = tuple[int, int, int, int]  # of a layer: the arena of its keys and the index in it, and those of its values
+Key = tuple[Any, ...]
+
+# ---------------------------------------------------------------------------------------------------- the operator
+# Not `torch.library.custom_op`: with so many tensors its wrapper takes 110 us a call and layer, this way takes 5.
+_library = torch.library.Library("specdec", "FRAGMENT")
+_library.define(
+    "tree_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, int key_index, int value_index, "
+    "Tensor block_table, Tensor row_starts, Tensor context_lens, Tensor tree_sizes, Tensor words, Tensor counts, "
+    "Tensor places, int layer, float scale, int window, float softcap, Tensor? sinks, str backend) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What the layers of one pass share. `address` of context_lens says which pass it is.
+
+    Attributes:
+        rows: `[R]` int64, rows that are written; None for all, or where `written` has spans.
+    """
+
+    address: int
+    plan: Plan | None
+    written: Places
+    rows: Tensor | None
+
+
+# Made by layer 0 of every pass for the layers after it: the host reads lengths and words once a pass, not once a layer.
+_step: list[_Step] = []
+
+
+def _attend(
+    q: Tensor,  # [1, Hq, R, D] with R = B * N
+    k: Tensor,  # [1, Hkv, R, D], new rows
+    v: Tensor,  # [1, Hkv, R, Dv]
+    keys: Tensor,  # [layers, B, Hkv, room, D], written in place
+    values: Tensor,  # [layers, B, Hkv, room, Dv], written in place
+    key_index: int,
+    value_index: int,
+    block_table: Tensor,  # [B, 1] int32
+    row_starts: Tensor,  # [B + 1] int32
+    context_lens: Tensor,  # [B] int32
+    tree_sizes: Tensor,  # [B] int32, nodes in the scratch places, those of earlier passes included
+    words: Tensor,  # [R, W] int64
+    counts: Tensor,  # [B] int32, live nodes of this pass
+    places: Tensor,  # [B] int32, where this pass's first node of each sequence goes
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None,  # [Hq]
+    backend: str,
+) -> Tensor:
+    """Write the live rows' KV, then attend: `[1, R, Hq, Dv]`."""
+    step = _step[0] if _step else None
+    if layer == 0 or step is None or step.address != context_lens.data_ptr():
+        plan = make_plan(block_table, row_starts, context_lens, tree_sizes, words) if backend == "packed" else None
+        step = _Step(context_lens.data_ptr(), plan, *_written(counts, places, words.shape[0]))
+        _step[:] = [step]
+    k_pool, v_pool = keys[key_index], values[value_index]  # [B, Hkv, room, D]
+    for pool, rows in ((k_pool, k[0]), (v_pool, v[0])):
+        step.written.write(pool, rows if step.rows is None else rows[:, step.rows])
+    q = q[0].transpose(0, 1)  # [R, Hq, D]
+    if step.plan is not None:
+        output = packed.attend(q, k_pool, v_pool, step.plan, scale=scale, window=window, softcap=softcap, sinks=sinks)
+    else:
+        output = tree_attention(
+            q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words,
+            scale=scale, window=window, softcap=softcap, sinks=sinks, backend=backend,  # type: ignore[arg-type]
+        )  # fmt: skip
+    return output.contiguous()[None]
+
+
+def _written(counts: Tensor, places: Tensor, rows: int) -> tuple[Places, Tensor | None]:
+    """Where the live ones of `[B, N]` rows go, and which they are (None: all, or spans say it)."""
+    nodes = rows // len(counts)
+    live = [(b, count) for b, count in enumerate(counts.tolist()) if count]
+    if len(live) <= MAX_SPANS:
+        starts = places.tolist()
+        spans = [(b, starts[b], b * nodes, count) for b, count in live]
+        return Places(counts, places, spans), None
+    index = torch.tensor([b * nodes + j for b, count in live for j in range(count)], device=counts.device)
+    slots = index // nodes
+    return Places(slots, places[slots] + index % nodes), None if len(index) == rows else index
+
+
+def _attend_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
+    return q.new_empty(1, q.shape[2], q.shape[1], v.shape[3])
+
+
+_library.impl("tree_attention", _attend, "CompositeExplicitAutograd")
+torch.library.register_fake("specdec::tree_attention", _attend_fake, lib=_library)
+
+
+# ------------------------------------------------------------------------------------------------- what is compiled
+class _Pass:
+    """One forward pass inside the graph: the cache as the model sees it, and what its attention function is told.
+
+    `update` only hands the new rows on; the operator stores them.
+    """
+
+    is_compileable = False
+
+    def __init__(self, arenas: Sequence[Tensor], homes: Sequence[Home], about: Sequence[Tensor], backend: str):
+        self.arenas, self.homes, self.about, self.backend = arenas, homes, about, backend
+        self.layer = 0
+        self.taken: dict[int, Tensor] = {}
+        self.is_sliding = [False] * len(homes)
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        self.layer = layer
+        return key, value
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
+        return query_length, 0
+
+    def __len__(self) -> int:
+        return len(self.homes)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,  # [1, Hq, R, D]
+    key: Tensor,  # [1, Hkv, R, D], new rows
+    value: Tensor,  # [1, Hkv, R, Dv]
+    attention_mask: Tensor | None,
+    *,
+    specdec_rows: _Pass,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature; returns `[1, R, Hq, Dv]`."""
+    rows = specdec_rows
+    keys, key_index, values, value_index = rows.homes[rows.layer]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = torch.ops.specdec.tree_attention(
+        query, key, value, rows.arenas[keys], rows.arenas[values], key_index, value_index, *rows.about,
+        rows.layer, scale, sliding_window or 0, softcap or 0.0, s_aux, rows.backend,
+    )  # fmt: skip
+    return output, None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+def _tap(layer: int) -> Callable[..., None]:
+    """A forward hook that keeps the module's output `[1, R, H]` in the pass."""
+
+    def hook(_: nn.Module, __: Any, settings: Mapping[str, Any], output: Any) -> None:
+        settings["specdec_rows"].taken[layer] = output if isinstance(output, Tensor) else output[0]
+
+    return hook
+
+
+def _verify(
+    model: PreTrainedModel,
+    homes: Sequence[Home],
+    hidden_layers: Sequence[int],
+    max_positions: int,
+    backend: str,
+    arenas: Sequence[Tensor],  # [layers, B, heads, room, size] each
+    block_table: Tensor,  # [B, 1] int32
+    lengths: Tensor,  # [B] int32
+    tokens: Tensor,  # [B, N] int64
+    depths: Tensor,  # [B, N] int32
+    words: Tensor,  # [B, N, W] int64
+    counts: Tensor,  # [B] int32
+    sizes: Tensor,  # [B] int32
+    places: Tensor,  # [B] int32
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits `[B, N, V]` and the hidden states `[B, N, H]` asked for. Every bucket compiles its own copy of this."""
+    batch, nodes = tokens.shape
+    starts = torch.arange(0, (batch + 1) * nodes, nodes, dtype=torch.int32, device=tokens.device)
+    positions = (lengths[:, None] + depths).flatten()
+    if max_positions:
+        positions = positions.clamp(max=max_positions - 1)
+    about = (block_table, starts, lengths, sizes, words.flatten(0, 1), counts, places)
+    rows = _Pass(arenas, homes, about, backend)
+    logits = model(
+        input_ids=tokens.flatten()[None],
+        position_ids=positions[None],
+        past_key_values=rows,
+        use_cache=True,
+        specdec_rows=rows,
+    ).logits
+    hidden = [rows.taken[layer].view(batch, nodes, -1) for layer in hidden_layers]
+    return logits.view(batch, nodes, -1), hidden
+
+
+def _no_guards(guards: Sequence[object]) -> list[bool]:
+    """What a graph depends on is in its key; checking hundreds of a model's attributes takes longer than a layer."""
+    return [False] * len(guards)
+
+
+# ------------------------------------------------------------------------------------------------------- the graphs
+@dataclass(eq=False)
+class _Graphs:
+    """Everything compiled for one model. Holds its weights, but not the model.
+
+    Attributes:
+        weights: addresses and versions of the weights that the graphs hold.
+        packed: packed weights by a digest of their bytes, each once for all graphs.
+    """
+
+    weights: tuple[object, ...]
+    graphs: dict[Key, Callable[..., Any]] = field(default_factory=dict)
+    packed: dict[bytes, Tensor] = field(default_factory=dict)
+
+
+_kept: WeakKeyDictionary[PreTrainedModel, _Graphs] = WeakKeyDictionary()
+
+
+class CompiledForward:
+    """Compiled passes over the scratch nodes of one Target.
+
+    Args:
+        model: the target's model; it is left as it was.
+        configs: see `plugged_in`.
+        backend: of tree attention, but not auto.
+        taps: modules whose outputs are the hidden states, by layer.
+        max_positions: of the model, 0 for no limit.
+
+    Raises:
+        ValueError: there is no C++ compiler, or the model is not on the CPU.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        configs: Sequence[PreTrainedConfig],
+        backend: str,
+        taps: Mapping[int, nn.Module],
+        max_positions: int,
+    ):
+        check_compiler(model.device)
+        self._model, self._configs, self._backend, self._taps = model, configs, backend, dict(taps)
+        self._max_positions = max_positions
+        self._max_nodes = 1
+        self._homes: tuple[Home, ...] = ()
+
+    def open(self, cache: TreeCache, max_nodes: int) -> None:
+        """The cache is allocated, requests will come; graphs of weights that have changed since are dropped."""
+        self._max_nodes = max_nodes
+        self._homes = _homes(cache)
+        weights = _fingerprint(self._model)
+        kept = _kept.get(self._model)
+        if kept is None or kept.weights != weights:
+            _kept[self._model] = _Graphs(weights)
+
+    def __call__(
+        self, cache: TreeCache, tokens: Tensor, depths: Tensor, words: Tensor, counts: Tensor, first: int
+    ) -> TargetOutput:
+        """See `Target.extend`."""
+        nodes = tokens.shape[1]
+        size = bucket(nodes, self._max_nodes)
+        width = max(words.shape[2], num_words(size))
+        if size > nodes or width > words.shape[2]:
+            tokens, depths = pad(tokens, (0, size - nodes)), pad(depths, (0, size - nodes))
+            words = pad(words, (0, width - words.shape[2], 0, size - nodes))
+        counts = counts.to(torch.int32)
+        sizes, places = counts, cache.lengths
+        if first:
+            sizes, places = torch.where(counts > 0, counts + first, 0), cache.lengths + first
+        inputs = (cache.lengths, tokens, depths.to(torch.int32), words, counts, sizes, places)
+        about = (self._homes, tuple(self._taps), self._max_positions, self._backend)
+        arguments = (self._model, *about, cache.arenas, cache.block_table, *(x.contiguous() for x in inputs))
+        threads = torch.get_num_threads() if tokens.device.type == "cpu" else 0  # generated loops are cut for them
+        kept = _kept[self._model]
+        key = (tokens.shape[0], size, width, threads, *about)
+        with ExitStack() as stack:  # also when it is compiled already: torch may have been told to forget it
+            stack.enter_context(evaluating(self._model))
+            stack.enter_context(plugged_in(self._configs, NAME))
+            for layer, module in self._taps.items():
+                stack.callback(module.register_forward_hook(_tap(layer), with_kwargs=True).remove)
+            graph = kept.graphs.get(key)
+            if graph is None:
+                logits, hidden = self._compile(kept, key, arguments)
+            else:
+                logits, hidden = graph(*arguments)
+        _step.clear()
+        taken = {layer: x[:, :nodes] for layer, x in zip(self._taps, hidden, strict=True)}
+        return TargetOutput(logits[:, :nodes], taken)
+
+    def _compile(self, kept: _Graphs, key: Key, arguments: tuple[Any, ...]) -> tuple[Tensor, list[Tensor]]:
+        """Make a bucket's graph, keep it, and return its first output."""
+        from torch._inductor import config
+        from torch._inductor.codecache import PyCodeCache
+
+        name = f"verify_{key[0]}x{key[1]}"
+        # A copy of the code for every bucket: torch keeps graphs by code object, and looks through all that it has.
+        own = FunctionType(_verify.__code__.replace(co_name=name), _verify.__globals__, name)
+        graph = torch.compile(own, fullgraph=True, dynamic=False, options={"guard_filter_fn": _no_guards})
+        for arena in arguments[5]:
+            torch._dynamo.mark_dynamic(arena, 3)  # the room of a slot
+        modules = len(PyCodeCache.modules)
+        try:
+            with config.patch(freezing=True):
+                output: tuple[Tensor, list[Tensor]] = graph(*arguments)
+        except Exception as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ValueError(
+                f"{type(self._model).__name__} could not be compiled ({type(error).__name__}: {reason.strip()}); "
+                "use compile=False"
+            ) from error
+        _share(PyCodeCache.modules[modules:], kept.packed)
+        finalize(own, _forget, PyCodeCache.modules[modules:])
+        kept.graphs[key] = graph
+        return output
+
+
+def bucket(nodes: int, most: int) -> int:
+    """Nodes that a tree of `nodes` is padded to, when trees have `most` nodes at most."""
+    power = 1 << (nodes - 1).bit_length()
+    return min(power, most) if nodes <= most else power
+
+
+def buckets(most: int) -> list[int]:
+    """All that `bucket` gives."""
+    return sorted({bucket(nodes, most) for nodes in range(1, most + 1)})
+
+
+def warm(run: Callable[[int], object], sizes: Sequence[int], what: str) -> None:
+    """Run every bucket once, with a line of progress each on stderr."""
+    for count, size in enumerate(sizes, 1):
+        started = time.perf_counter()
+        run(size)
+        seconds = time.perf_counter() - started
+        sys.stderr.write(f"compiled {what}: {count} of {len(sizes)}, {size} nodes, {seconds:.1f} s\n")
+        sys.stderr.flush()
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises:
+    ValueError: not on the CPU, or no C++ compiler.
+    """
+    if device.type != "cpu":
+        raise ValueError(f"compile=True is for models on the CPU so far; this one is on {device}. Use compile=False")
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise ValueError(
+            "compile=True needs a C++ compiler and found none: install g++ (Debian, Ubuntu: apt install g++; conda: "
+            "conda install gxx) or name one in the environment variable CXX; or use compile=False"
+        ) from error
+
+
+def _homes(cache: TreeCache) -> tuple[Home, ...]:
+    """Which arena, and which index in it, every layer's keys and values are."""
+    owners = {arena.untyped_storage().data_ptr(): number for number, arena in enumerate(cache.arenas)}
+
+    def home(view: Tensor) -> tuple[int, int]:
+        return owners[view.untyped_storage().data_ptr()], view.storage_offset() // max(1, view.numel())
+
+    return tuple((*home(keys), *home(values)) for keys, values in zip(cache.keys, cache.values, strict=True))
+
+
+def _fingerprint(model: PreTrainedModel) -> tuple[object, ...]:
+    """Changes when a weight is replaced or written to."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors)
+
+
+def _share(modules: Sequence[ModuleType], known: dict[bytes, Tensor]) -> None:
+    """Weights that an earlier graph has packed the same way are put in place of those in `modules`.
+
+    Every graph packs for itself. Whoever holds one of these tensors (the module, inductor's table of constants) holds
+    it in a dictionary.
+    """
+    twins: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a packed weight, and the known one with the same bytes
+    for value in [x for m in modules for x in vars(m).values()]:
+        if isinstance(value, Tensor) and value.is_mkldnn:
+            same = known.setdefault(_digest(value), value)
+            if same is not value:
+                twins[id(value)] = (value, same)
+    if not twins:
+        return
+    for holder in gc.get_referrers(*(mine for mine, _ in twins.values())):
+        if isinstance(holder, dict):
+            for name, value in list(holder.items()):
+                if isinstance(value, Tensor) and id(value) in twins and isinstance(name, str):
+                    holder[name] = twins[id(value)][1]
+
+
+def _digest(weight: Tensor) -> bytes:
+    """Of a packed weight's layout and bytes."""
+    count = torch.ops.mkldnn._nbytes(weight)
+    digest = hashlib.sha256(torch.ops.mkldnn._get_mkldnn_serialized_md(weight).numpy().tobytes())
+    digest.update((ctypes.c_char * count).from_address(torch.ops.mkldnn.data_ptr(weight)))
+    return digest.digest()
+
+
+def _forget(modules: Sequence[ModuleType]) -> None:
+    """A graph is gone; torch keeps the modules of its code for good, but their weights need not stay."""
+    for module in modules:
+        for name in [name for name, value in vars(module).items() if isinstance(value, Tensor)]:
+            delattr(module, name)
