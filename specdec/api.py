@@ -113,6 +113,7 @@ def generate(
     stopping_criteria: StoppingCriteriaList | None = None,
     streamer: BaseStreamer | None = None,
     backend: str = "auto",
+    compile: bool = False,
     allow_targets: Collection[str] = (),
 ) -> GenerateOutput:
     """Continue prompts with speculative decoding.
@@ -136,6 +137,8 @@ def generate(
         stopping_criteria: transformers' criteria, asked after every token.
         streamer: a transformers streamer, for one row.
         backend: of tree attention.
+        compile: verify with compiled graphs: faster steps after some tens of seconds for each size of trees. They stay
+            with the model, so that later calls find them.
         allow_targets: see `loading.build`.
 
     Raises:
@@ -152,7 +155,7 @@ def generate(
         Request(prompt, max_new_tokens, settings[row], eos, row_processors(logits_processor, row), criteria)
         for row, prompt in enumerate(prompts)
     ]
-    engine = Engine(model, drafter, tree, acceptance, backend=backend, allow_targets=allow_targets)
+    engine = Engine(model, drafter, tree, acceptance, backend=backend, compile=compile, allow_targets=allow_targets)
     if streamer is not None:
         if len(prompts) > 1:
             raise ValueError(f"a streamer takes one row at a time; got {len(prompts)} rows")
@@ -172,13 +175,21 @@ class Engine:
         acceptance: object,
         *,
         backend: str = "auto",
+        compile: bool = False,
         allow_targets: Collection[str] = (),
     ):
         self.rule: AcceptanceRule = loading.build("acceptance", acceptance, allow_targets=allow_targets)
         self.drafter = make_drafter(drafter, tree, allow_targets)
         check_fit(self.drafter, model)
-        self.target = Target(model, backend=backend, hidden_layers=self.drafter.needs.hidden_layers)
+        self.target = Target(model, backend=backend, hidden_layers=self.drafter.needs.hidden_layers, compile=compile)
         self._latest: object = None
+
+    def warmup(self, slots: int = 1) -> None:
+        """See `SpeculativeDecoder.warmup`."""
+        self._latest = None
+        self.target.warmup(slots, self.drafter.needs.max_nodes)
+        if warmup := getattr(self.drafter, "warmup", None):
+            warmup(slots)
 
     def run(
         self, requests: Sequence[Request], stats: DecodingStats, slots: int | None = None
@@ -255,7 +266,7 @@ class SpeculativeDecoder:
     Args:
         model: a transformers causal LM.
         tokenizer: its tokenizer.
-        drafter, tree, acceptance, backend, allow_targets: as in `generate`.
+        drafter, tree, acceptance, backend, compile, allow_targets: as in `generate`.
     """
 
     def __init__(
@@ -267,10 +278,13 @@ class SpeculativeDecoder:
         tree: object = None,
         acceptance: object = "coupled",
         backend: str = "auto",
+        compile: bool = False,
         allow_targets: Collection[str] = (),
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.engine = Engine(model, drafter, tree, acceptance, backend=backend, allow_targets=allow_targets)
+        self.engine = Engine(
+            model, drafter, tree, acceptance, backend=backend, compile=compile, allow_targets=allow_targets
+        )
 
     @staticmethod
     def from_pretrained(
@@ -285,6 +299,15 @@ class SpeculativeDecoder:
         tokenizer = loading.load_tokenizer(name, trust_remote_code)
         model = loading.load_model(name, device, dtype, trust_remote_code)
         return SpeculativeDecoder(model, tokenizer, **settings)
+
+    def warmup(self, slots: int = 1) -> None:
+        """With compile=True: compile every size of trees now, so that no request waits for it. A line each on stderr.
+
+        Args:
+            slots: requests at once, as prompts in a list or as `generate_many`'s slots; every number is compiled for
+                itself.
+        """
+        self.engine.warmup(slots)
 
     def generate(
         self,

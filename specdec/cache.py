@@ -56,7 +56,7 @@ class TreeCache:
 
     @property
     def arenas(self) -> list[Tensor]:
-        """All there is: every entry of `keys` and `values` is a part of one of these `[layers, B, heads, room, size]`."""
+        """All there is, `[layers, B, heads, room, size]` each; the entries of `keys` and `values` are parts of them."""
         return self._arenas
 
     @property
