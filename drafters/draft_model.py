@@ -47,25 +47,32 @@ class DraftModel:
             padded differently: what the target does not have is cut, and what only it has is never drafted.
         tree: the shape of the drafts; a chain of 4 by default.
         backend: of the draft model's attention.
+        compile: run the draft model's levels as compiled graphs (see Target).
 
     Raises:
         ValueError: the model cannot be used (see Target).
     """
 
-    def __init__(self, model: PreTrainedModel, tree: TreePolicy | None = None, backend: str = "auto"):
+    def __init__(
+        self, model: PreTrainedModel, tree: TreePolicy | None = None, backend: str = "auto", compile: bool = False
+    ):
         self.policy = tree if tree is not None else chain(4)
         self.model = model
-        self.backend = backend
+        self.backend, self.compile = backend, compile
         self.vocab_size = Target(model, backend=backend).vocab_size  # looks the model over, too
         self.needs = DraftNeeds(max_nodes=self.policy.max_nodes)
         self._expanded = count_expanded(self.policy)
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> State:
         """A cache with room for every node that growing a tree can run."""
-        model = Target(self.model, backend=self.backend)
+        model = Target(self.model, backend=self.backend, compile=self.compile)
         model.open(capacity, max_length, self._expanded + 2)
         unread = torch.full((capacity,), -1, dtype=torch.int64, device=model.device)
         return State(model, unread, unread[:, None], device)
+
+    def warmup(self, capacity: int) -> None:
+        """With compile=True: compile now what proposals for `capacity` slots need."""
+        Target(self.model, backend=self.backend, compile=self.compile).warmup(capacity, self._expanded + 2)
 
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
         """The draft model reads the prompts."""

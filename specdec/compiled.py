@@ -303,7 +303,7 @@ class CompiledForward:
         """See `Target.extend`."""
         nodes = tokens.shape[1]
         size = bucket(nodes, self._max_nodes)
-        width = max(words.shape[2], num_words(size))
+        width = max(words.shape[2], num_words(max(size, self._max_nodes)))
         if size > nodes or width > words.shape[2]:
             tokens, depths = pad(tokens, (0, size - nodes)), pad(depths, (0, size - nodes))
             words = pad(words, (0, width - words.shape[2], 0, size - nodes))

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from specdec import inspection
 from specdec.attention import Visibility, attention_configs, choose_backend, evaluating, plugged_in
 from specdec.cache import MAX_SPANS, CacheView, Places, TreeCache
-from specdec.compiled import CompiledForward, bucket, buckets, warm
+from specdec.compiled import CompiledForward, buckets, warm
 from specdec.core import TargetOutput, Verdict
-from specdec.tree.token_tree import TokenTree, num_words
+from specdec.tree.token_tree import TokenTree
 
 PREFILL_ROWS = 2048  # rows of one prefill forward: bounds the memory a long prompt takes
 
@@ -84,25 +84,14 @@ class Target:
             self._compiled.open(self.cache, max_nodes)
 
     @torch.inference_mode()
-    def warmup(self, capacity: int, max_nodes: int, *, sizes: Sequence[int] = (), all_nodes: int = 1) -> None:
-        """Compile now what `capacity` slots of trees with `max_nodes` nodes will need; forgets what the slots held.
-
-        Args:
-            capacity, max_nodes: as for `open`.
-            sizes: node counts of the calls to come; all up to `max_nodes` if empty.
-            all_nodes: nodes that visibility words are to have room for, when `extend` is called with more than its own.
-        """
+    def warmup(self, capacity: int, max_nodes: int) -> None:
+        """Compile now what `open` with these numbers would need later; forgets what the slots held."""
         if self._compiled is None:
             return
         self.open(capacity, 1, max_nodes)
-
-        def run(nodes: int) -> None:
-            tree = TokenTree.chain(torch.zeros(capacity, nodes, dtype=torch.int64, device=self.device))
-            extra = max(0, num_words(all_nodes) - tree.words.shape[-1])
-            self.extend(tree.tokens, tree.depths, torch.nn.functional.pad(tree.words, (0, extra)), tree.sizes)
-
-        needed = sorted({bucket(n, max_nodes) for n in sizes}) or buckets(max_nodes)
-        warm(run, needed, f"{type(self.model).__name__} for {capacity} slot{'s' * (capacity > 1)}")
+        empty = torch.zeros(capacity, max_nodes, dtype=torch.int64, device=self.device)  # [B, N]
+        what = f"{type(self.model).__name__} for {capacity} slot{'s' * (capacity > 1)}"
+        warm(lambda nodes: self.verify(TokenTree.chain(empty[:, :nodes])), buckets(max_nodes), what)
 
     @torch.inference_mode()
     def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> TargetOutput:
