@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def launch(command: str, arguments: list[str]) -> None:
         try:
             hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name=command)(tasks[command])()
         except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(explain(error, command)) from error
+            raise ValueError(explain(error, command, arguments)) from error
         finally:
             GlobalHydra.instance().clear()
     if len(_errors) > 1:
@@ -71,9 +71,12 @@ def resumed(arguments: list[str]) -> list[str]:
     return [*(others or before), f"hydra.run.dir={_quoted(folder)}"]
 
 
-def explain(error: Exception, command: str) -> str:
+def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
     """One line for what Hydra says in several, with the names there are."""
     text = str(error)
+    experiment = next((a for a in arguments if a.startswith("experiment=")), "")
+    if command == "train" and experiment and not experiment.startswith("experiment=train_"):
+        return f"{experiment} trains nothing: start it with `specdec run`, or choose one of experiment=train_..."
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     missing = re.search(r"(?:Could not find|could not find|Could not load) '([^']+)'", text)
     options = re.search(r"Available options in '([^']+)':\s*(.*?)(?:\n\s*\n|Config search path|$)", text, re.DOTALL)
@@ -86,7 +89,7 @@ def explain(error: Exception, command: str) -> str:
     if key:
         full = re.search(r"full_key: (\S+)", text)
         name = full[1] if full and not key[0].startswith("Could") else key[1]
-        return f"unknown setting {name!r}.{_meant(name, _settings(command))} See: specdec {command} --help"
+        return f"unknown setting {name!r}.{_meant(name, _settings(command, experiment))} See: specdec {command} --help"
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Set the environment")]
     return " ".join(lines[:3])
 
@@ -100,11 +103,11 @@ def _extra(group: str) -> str:
     return f"; Hydra's launchers are extra packages: {LAUNCHERS}" if group.startswith("hydra/launcher") else ""
 
 
-def _settings(command: str) -> list[str]:
+def _settings(command: str, experiment: str) -> list[str]:
     """Every setting's full name, for guesses at what was meant."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("specdec.conf", version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(command), resolve=False)
+        config = OmegaConf.to_container(hydra.compose(command, [experiment] if experiment else []), resolve=False)
 
     def walk(node: object, prefix: str) -> Iterator[str]:
         for key, value in node.items() if isinstance(node, Mapping) else ():

@@ -7,7 +7,9 @@ the same, so it is one prefill and one step.
 
 Float32 and float64: a tie is a gap of at most 1e-4. Lower precisions: logits are stored in steps (`eps` times their
 power of two, 0.125 for a bfloat16 logit between 16 and 32) and inherit the rounding of all layers below, so a tie is a
-gap of at most `TIE_SPACINGS` such steps at the larger of the two logits.
+gap of at most `TIE_SPACINGS` such steps at the larger of the two logits. (Measured on a Llama of 16 layers: one step at
+a time against one prefill moves the gap of the two best tokens by 0.5 steps in the median, 2.6 in one of a hundred
+positions, and 4 at most.)
 """
 
 from __future__ import annotations

@@ -74,12 +74,12 @@ def parse(raw: Mapping[str, Any]) -> PretrainConfig:
     if "target" in raw:
         raise ValueError("this configuration measures methods: start it with `specdec run`")
     check_keys(raw, {"name", "training", "allow_targets"}, "setting")
-    refuse_missing(raw, "")
     settings = raw["training"]
     if not isinstance(settings, Mapping):
         raise ValueError(
             "nothing to train was chosen; give experiment=train_tiny or another conf/experiment/train_*.yaml"
         )
+    refuse_missing(settings, "training")
     config = loading.instantiate(settings, tuple(raw.get("allow_targets") or ()), "training")
     if not isinstance(config, PretrainConfig):
         raise ValueError(f"training: {settings['_target_']} is no training's configuration; expected PretrainConfig")

@@ -19,7 +19,7 @@ def speedup(methods: Sequence[Shown]) -> Markup | None:
     if not points:
         return None
     highest = max([(m.entry["speedup"].get("high") or ratio) for m, _, ratio in points])
-    x = Axis(1.0, max(1.06 * max(length for _, length, _ in points), 1.5), 46, WIDTH - 22)
+    x = Axis(1.0, max(1.06 * max(length for _, length, _ in points), 1.5), 46, WIDTH - 36)
     y = Axis(0.0, 1.12 * max(highest, 1.0), 296, 18)
     canvas = Canvas(WIDTH, 340)
     _equal_costs(canvas, x, y, dearest=max(length / ratio for _, length, ratio in points if ratio))
@@ -67,7 +67,7 @@ def _place(canvas: Canvas, words: str, px: float, py: float, taken: list[Box], x
     spots = [(10, 4), (-10 - width, 4), (10, -9), (10, 17), (-10 - width, -9), (-10 - width, 17)]
     spots += [(-width / 2, dy) for dy in (-14, 22, -28, 36, 50, -42)]
     boxes = [(px + dx, py + dy - 10, px + dx + width, py + dy + 3) for dx, dy in spots]
-    inside = [b for b in boxes if b[0] > x.start and b[2] < x.end + 20 and b[1] > 4]
+    inside = [b for b in boxes if b[0] > x.start and b[2] < x.end + 34 and b[1] > 4]
     free = [b for b in inside if not any(b[0] < t[2] and t[0] < b[2] and b[1] < t[3] and t[1] < b[3] for t in taken)]
     box = (free or inside or boxes)[0]
     taken.append(box)
