@@ -147,6 +147,7 @@ def generate(
     check_architecture(model)
     prompts = prompts_of(input_ids, attention_mask, model.config.get_text_config().vocab_size)
     _check_count(max_new_tokens)
+    _check_ids(eos_token_id, model.config.get_text_config().vocab_size)
     eos = eos_ids(model, eos_token_id)
     check_length(model, max(map(len, prompts)) + max_new_tokens, max_positions(model))
     criteria = _criteria(stopping_criteria, stop_strings, tokenizer)
@@ -178,7 +179,7 @@ class Engine:
         compile: bool = False,
         allow_targets: Collection[str] = (),
     ):
-        self.rule: AcceptanceRule = loading.build("acceptance", acceptance, allow_targets=allow_targets)
+        self.rule = make_rule(acceptance, allow_targets)
         self.drafter = make_drafter(drafter, tree, allow_targets)
         check_fit(self.drafter, model)
         self.target = Target(model, backend=backend, hidden_layers=self.drafter.needs.hidden_layers, compile=compile)
@@ -222,7 +223,7 @@ def serve(
     try:
         for generation, tokens in engine.run(requests, stats):
             texts[generation.index] += tokens
-            if streamer is not None:
+            if streamer is not None and tokens:
                 streamer.put(torch.tensor(tokens))
     finally:
         if streamer is not None:
@@ -247,12 +248,32 @@ def make_drafter(drafter: object, tree: object = None, allow_targets: Collection
     return made
 
 
+def make_rule(acceptance: object, allow_targets: Collection[str] = ()) -> AcceptanceRule:
+    """See `generate`.
+
+    Raises:
+        ValueError: unknown, or not an acceptance rule.
+    """
+    rule: AcceptanceRule = loading.build("acceptance", acceptance, allow_targets=allow_targets)
+    if not callable(rule) or not hasattr(rule, "lossless") or not hasattr(rule, "shared_noise"):
+        raise ValueError(
+            f"acceptance {rule!r} is no acceptance rule; see specdec.core.AcceptanceRule for what one needs"
+        )
+    return rule
+
+
 def check_fit(drafter: Drafter, model: PreTrainedModel) -> None:
-    """A drafter that says its `vocab_size` must have the target's, up to padding of the embedding.
+    """A drafter that says its `vocab_size` must have the target's, up to padding of the embedding, and one that says
+    its `hidden_size` (of the hidden states it reads) exactly the target's.
 
     Raises:
         ValueError: it has another.
     """
+    size, width = getattr(drafter, "hidden_size", None), model.config.get_text_config().hidden_size
+    if size is not None and size != width:
+        raise ValueError(
+            f"the drafter was made for hidden states of {size}, the target has {width}; use one made for this target"
+        )
     own, wanted = getattr(drafter, "vocab_size", None), model.config.get_text_config().vocab_size
     if own is not None and abs(own - wanted) >= min(VOCABULARY_SLACK, wanted // 8):
         raise ValueError(
@@ -397,6 +418,10 @@ class SpeculativeDecoder:
     def _encode(self, prompt: str | Chat) -> list[int]:
         if isinstance(prompt, str):
             ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        elif not _is_chat(prompt):
+            raise ValueError(
+                f"a prompt is {prompt!r}; expected a string, or a chat: a list of messages with role and content"
+            )
         elif self.tokenizer.chat_template is None:
             raise ValueError("a chat was given, but the tokenizer has no chat template; give a string")
         else:
@@ -416,6 +441,7 @@ class SpeculativeDecoder:
         criteria: StoppingCriteriaList | None,
     ) -> Request:
         _check_count(max_new_tokens)
+        _check_vocabulary(ids, self.engine.target.vocab_size, "a prompt")
         check_length(self.model, len(ids) + max_new_tokens, self.engine.target.max_positions)
         return Request(ids, max_new_tokens, sampling, eos_ids(self.model, None), processors, criteria)
 
@@ -489,7 +515,8 @@ def _is_chat(prompts: object) -> bool:
 
 def _settings(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
     """See `as_params`; what is neither is refused here."""
-    given = [sampling] if isinstance(sampling, SamplingParams | Mapping | str) else list(sampling or [])
+    several = isinstance(sampling, Sequence) and not isinstance(sampling, str)
+    given = list(sampling) if several else [] if sampling is None else [sampling]  # type: ignore[arg-type]
     for each in given:
         if not isinstance(each, SamplingParams):
             raise ValueError(f"sampling is {each!r}; expected specdec.SamplingParams(...), or one per row")
@@ -503,14 +530,13 @@ def _check_count(max_new_tokens: object) -> None:
 
 def prompts_of(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> list[list[int]]:
     """Rows without their padding."""
-    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
-        is_tensor = isinstance(input_ids, Tensor)
+    is_tensor = isinstance(input_ids, Tensor)
+    if not is_tensor or input_ids.ndim != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         got = f"{input_ids.dtype} of shape {list(input_ids.shape)}" if is_tensor else repr(input_ids)
         raise ValueError(f"input_ids is {got}; expected integers of shape [batch, length]")
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"attention_mask has shape {list(attention_mask.shape)}; "
-            f"expected that of input_ids, {list(input_ids.shape)}"
+            f"attention_mask has shape {list(attention_mask.shape)}; expected input_ids' {list(input_ids.shape)}"
         )
     keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     prompts = [
@@ -522,10 +548,14 @@ def prompts_of(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int
     for row, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"the prompt in row {row} is empty; give at least one token, for example the bos token")
-        if min(prompt) < 0 or max(prompt) >= vocab_size:
-            wrong = next(t for t in prompt if not 0 <= t < vocab_size)
-            raise ValueError(f"row {row} has token id {wrong}; the model's ids go from 0 to {vocab_size - 1}")
+        _check_vocabulary(prompt, vocab_size, f"row {row}")
     return prompts
+
+
+def _check_vocabulary(ids: Sequence[int], vocab_size: int, what: str) -> None:
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        wrong = next(t for t in ids if not 0 <= t < vocab_size)
+        raise ValueError(f"{what} has token id {wrong}; the model's ids go from 0 to {vocab_size - 1}")
 
 
 def eos_ids(model: PreTrainedModel, given: int | Sequence[int] | None = None) -> frozenset[int]:
@@ -535,6 +565,18 @@ def eos_ids(model: PreTrainedModel, given: int | Sequence[int] | None = None) ->
     if ids is None:
         ids = getattr(model.config.get_text_config(), "eos_token_id", None)
     return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _check_ids(given: object, vocab_size: int) -> None:
+    """`eos_token_id` as a user gave it; the model's own may be any."""
+    ids = [given] if isinstance(given, int) else [] if given is None else given
+    if not isinstance(ids, Collection) or isinstance(ids, str) or not all(isinstance(i, int) for i in ids):
+        raise ValueError(f"eos_token_id is {given!r}; expected ids: an integer, or a list of them ([] for none)")
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise ValueError(
+                f"eos_token_id {token} is not in the vocabulary; the model's ids go from 0 to {vocab_size - 1}"
+            )
 
 
 def pad_id(model: PreTrainedModel, given: int | None, eos: frozenset[int]) -> int:
