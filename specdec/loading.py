@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import json
 from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import metadata
@@ -66,11 +67,17 @@ def read_yaml(kind: str, name: str) -> dict[str, Any]:
     """conf/<kind>/<name>.yaml.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is not a yaml of settings.
     """
     if name not in names(kind):
         raise unknown(kind, name, names(kind))
-    content: dict[str, Any] = yaml.safe_load((CONF / kind / f"{name}.yaml").read_text())
+    file = CONF / kind / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not valid yaml: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds {type(content).__name__}; expected settings, one of them _target_")
     return content
 
 
@@ -104,18 +111,27 @@ def bind(spec: Mapping[str, Any], allow_targets: Collection[str], what: str) -> 
         raise ValueError(f"{what} has no _target_; got the keys {', '.join(map(str, spec)) or '(none)'}")
     function = find_target(str(spec["_target_"]), allow_targets)
     arguments = {str(k): v for k, v in spec.items() if k != "_target_"}
-    known = inspect.signature(function).parameters
+    known = _parameters(function)
+    if known is None:  # some classes written in C do not say
+        return function, arguments
+    several = {p.kind for p in known.values()}
     for key in arguments:
-        if key not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        if key not in known and inspect.Parameter.VAR_KEYWORD not in several:
             raise unknown(f"setting of {what} ({spec['_target_']})", key, known)
-    missing = [
-        k for k, p in known.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and k not in arguments
-    ]
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    missing = [k for k, p in known.items() if p.default is p.empty and p.kind not in variadic and k not in arguments]
     if missing:
         raise ValueError(
             f"{what} ({spec['_target_']}) needs the setting {missing[0]!r}; add it to the yaml or the call"
         )
     return function, arguments
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return None
 
 
 def find_target(path: str, allow_targets: Collection[str] = ()) -> Any:
@@ -125,15 +141,23 @@ def find_target(path: str, allow_targets: Collection[str] = ()) -> Any:
         ValueError: it is outside specdec, plug-ins and `allow_targets`, or does not exist.
     """
     allowed = ["specdec", *_plugin_packages(), *allow_targets]
-    if not any(path == a or path.startswith(a + ".") for a in allowed):
-        raise ValueError(
-            f"_target_ {path!r} would run code from outside specdec; if you trust it, pass allow_targets=[{path!r}]"
-        )
+    refusal = f"would run code from outside specdec; if you trust it, pass allow_targets=[{path!r}]"
+    if not _within(path, allowed):
+        raise ValueError(f"_target_ {path!r} {refusal}")
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"_target_ {path!r} was not found: {error}") from error
+    if not callable(found):
+        raise ValueError(f"_target_ {path!r} is a {type(found).__name__}; expected a class or a function")
+    if not _within(path, allow_targets) and not _within(str(getattr(found, "__module__", "")), allowed):
+        raise ValueError(f"_target_ {path!r} is {found.__module__}'s own and {refusal}")  # one of our modules' imports
+    return found
+
+
+def _within(path: str, allowed: Collection[str]) -> bool:
+    return any(path == a or path.startswith(a + ".") for a in allowed)
 
 
 @cache
@@ -141,17 +165,18 @@ def _plugin_packages() -> tuple[str, ...]:
     return tuple(sorted({entry.value.split(":")[0].split(".")[0] for entry in metadata.entry_points(group=PLUGINS)}))
 
 
-def model_path(name: str) -> str:
+def model_path(name: str | Path) -> str:
     """Where a model is: a zoo name's folder, a folder, or a hub id as it stands.
 
     Raises:
         ValueError: neither; or a folder without a model, or with a damaged one.
     """
+    name = str(name)
     zoo = sorted(p.parent.name for p in ZOO.glob("*/config.json"))
     if name in zoo:
         return str(ZOO / name)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         check_folder(folder)
         return str(folder)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -180,10 +205,14 @@ def check_folder(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged or cut off ({error}); copy or download it again") from error
+    for index in folder.glob("*.safetensors.index.json"):
+        named = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        if gone := sorted(named - {file.name for file in weights}):
+            raise ValueError(f"{folder / gone[0]} is missing, but {index.name} names it; copy or download it again")
 
 
 def load_model(
-    name: str, device: str = "auto", dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
+    name: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A causal language model from the zoo, a folder or the hub; safetensors only.
 
@@ -200,16 +229,29 @@ def load_model(
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise unknown("dtype", dtype, ["auto", *DTYPES])
     chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    where = choose_device(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=chosen, use_safetensors=True, trust_remote_code=trust_remote_code
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=chosen, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"cannot load {name!r} as a causal language model: {str(error).splitlines()[0]}") from error
-    return model.to(choose_device(device)).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load {name!r} as a causal language model: {_reason(error)}") from error
+    if lacking := sorted(report["missing_keys"]):  # transformers fills in random numbers
+        raise ValueError(f"{name!r} lacks the weights {', '.join(lacking[:3])}{' ...' * (len(lacking) > 3)}")
+    return model.to(where).eval()
 
 
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def _reason(error: Exception) -> str:
+    """The line of transformers' message that says what to do."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return "it comes with code of its own, which runs only with trust_remote_code=True"
+    if "mismatched" in text:
+        return "its weights do not have the shapes that its config.json says"
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+
+
+def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model.
 
     Raises:
@@ -218,7 +260,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     try:
         return AutoTokenizer.from_pretrained(model_path(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"no tokenizer for {name!r}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"no tokenizer for {name!r}: {_reason(error)}") from error
 
 
 def choose_device(device: str) -> torch.device:

@@ -1,0 +1,293 @@
+"""Names to objects: models from folders, drafters from yamls, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from specdec import SamplingParams, SpeculativeDecoder, loading
+from specdec.drafters.ngram import NGram
+from specdec.tree.static import StaticTree
+
+from .models import byte_tokenizer, make_model, plain_text
+
+VOCAB = len(byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and its tokenizer as save_pretrained leaves them."""
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = byte_tokenizer()
+    make_model("llama", vocab_size=len(tokenizer)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+# Models
+
+
+def test_a_decoder_from_a_folder(folder: Path) -> None:
+    decoder = SpeculativeDecoder.from_pretrained(str(folder), device="cpu", dtype="float32", drafter="ngram")
+    ids = decoder.tokenizer("the cat")["input_ids"]
+    expected = plain_text(decoder.model, ids, 20)
+    assert decoder.generate("the cat", max_new_tokens=20).tokens == [expected]
+    assert "".join(decoder.stream("the cat", max_new_tokens=20)) == decoder.tokenizer.decode(expected)
+    assert not decoder.model.training
+    relative = os.path.relpath(folder)
+    assert SpeculativeDecoder.from_pretrained(relative).generate("the cat", max_new_tokens=20).tokens == [expected]
+
+
+def test_a_path_object_is_a_name_too(folder: Path) -> None:
+    assert loading.load_model(folder).config.vocab_size == VOCAB
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("auto", torch.float32), ("bfloat16", torch.bfloat16), (torch.float64, torch.float64)],
+)
+def test_dtypes(folder: Path, dtype: Any, expected: torch.dtype) -> None:
+    assert loading.load_model(str(folder), dtype=dtype).dtype == expected
+
+
+def test_a_draft_model_from_a_folder(folder: Path) -> None:
+    drafter = {
+        "_target_": "specdec.drafters.draft_model.DraftModel",
+        "model": {"_target_": "specdec.loading.load_model", "name": str(folder), "device": "cpu"},
+        "tree": "static",
+    }
+    decoder = SpeculativeDecoder.from_pretrained(str(folder), drafter=drafter)
+    out = decoder.generate("the cat", max_new_tokens=20, sampling=SamplingParams(temperature=1.0))
+    assert out.stats.mean_accepted_length_pooled > 3  # the draft model is the target
+    plain = SpeculativeDecoder.from_pretrained(str(folder), drafter="none")
+    assert plain.generate("the cat", max_new_tokens=20, sampling=SamplingParams(temperature=1.0)).text == out.text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/nowhere/at/all", "model folder '/nowhere/at/all' does not exist; give a folder, a hub id, or one of"),
+        ("./nowhere", "model folder './nowhere' does not exist"),
+        ("tinny", "unknown model 'tinny'"),
+        ("", "unknown model ''"),
+    ],
+)
+def test_models_that_are_not_there(name: str, message: str) -> None:
+    for load in (loading.load_model, loading.load_tokenizer, SpeculativeDecoder.from_pretrained):
+        with pytest.raises(ValueError, match=message):
+            load(name)
+
+
+def test_a_hub_id_that_cannot_be_reached() -> None:
+    with pytest.raises(ValueError, match="cannot load 'nobody/nothing' as a causal language model"):
+        loading.load_model("nobody/nothing")
+    with pytest.raises(ValueError, match="no tokenizer for 'nobody/nothing'"):
+        loading.load_tokenizer("nobody/nothing")
+
+
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no config\.json; expected a folder written by save_pretrained"):
+        loading.load_model(str(tmp_path))
+
+
+def test_a_folder_without_weights(folder: Path, tmp_path: Path) -> None:
+    copy_of(folder, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no \.safetensors file; specdec loads no pickles"):
+        loading.load_model(str(tmp_path))
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="specdec loads no pickles. Convert it with save_pretrained"):
+        loading.load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("length", [0, 5, 200, -1000])
+def test_cut_off_weights(folder: Path, tmp_path: Path, length: int) -> None:
+    copy_of(folder, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut off .*; copy or download it again"):
+        loading.load_model(str(tmp_path))
+
+
+def test_a_missing_part_of_the_weights(folder: Path, tmp_path: Path) -> None:
+    model = loading.load_model(str(folder))
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    parts = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(parts) > 1
+    assert loading.load_model(str(tmp_path)).config.vocab_size == VOCAB
+    parts[1].unlink()
+    with pytest.raises(ValueError, match=f"{parts[1].name} is missing"):
+        loading.load_model(str(tmp_path))
+
+
+def test_weights_without_some_tensor(folder: Path, tmp_path: Path) -> None:
+    """transformers would fill in random numbers with a warning."""
+    from safetensors.torch import load_file, save_file
+
+    copy_of(folder, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks the weights model\.layers\.1\.mlp\.up_proj\.weight"):
+        loading.load_model(str(tmp_path))
+
+
+def test_weights_of_another_shape(folder: Path, tmp_path: Path) -> None:
+    copy_of(folder, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["intermediate_size"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="cannot load"):
+        loading.load_model(str(tmp_path))
+
+
+def test_a_damaged_config(folder: Path, tmp_path: Path) -> None:
+    copy_of(folder, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "lla')
+    with pytest.raises(ValueError, match="cannot load"):
+        loading.load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
+    with pytest.raises(ValueError, match="cannot load"):
+        loading.load_model(str(tmp_path))
+
+
+def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert loading.load_model(str(tmp_path))
+    with pytest.raises(ValueError, match="no tokenizer for"):
+        loading.load_tokenizer(str(tmp_path))
+
+
+def test_remote_code_stays_off(folder: Path, tmp_path: Path) -> None:
+    copy_of(folder, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text("raise SystemExit('code from the folder ran')")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        loading.load_model(str(tmp_path))
+
+
+def test_unknown_dtype_and_device(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown dtype 'float31'. Did you mean 'float32'[?]"):
+        loading.load_model(str(folder), dtype="float31")
+    for device in ("cdua", "cuda:99", "meta:x"):
+        with pytest.raises(ValueError, match=f"device '{device}' cannot be used"):
+            loading.load_model(str(folder), device=device)
+
+
+def test_unknown_settings_of_a_decoder(folder: Path) -> None:
+    with pytest.raises(ValueError, match="unknown drafter 'ngrm'"):
+        SpeculativeDecoder.from_pretrained(str(folder), drafter="ngrm")
+    with pytest.raises(TypeError, match="drafer"):
+        SpeculativeDecoder.from_pretrained(str(folder), drafer="ngram")
+
+
+# Yamls
+
+
+@pytest.mark.parametrize("kind", ["tree", "acceptance"])
+def test_every_yaml_builds(kind: str) -> None:
+    assert loading.names(kind)
+    for name in loading.names(kind):
+        assert loading.build(kind, name) is not None
+
+
+def test_every_drafter_yaml_names_settings_that_exist() -> None:
+    for name in loading.names("drafter"):
+        spec = yaml.safe_load((loading.CONF / "drafter" / f"{name}.yaml").read_text())
+        assert loading.find_target(spec["_target_"])
+
+
+def test_settings_over_a_yaml() -> None:
+    drafter = loading.build("drafter", "ngram", max_ngram=5)
+    assert isinstance(drafter, NGram)
+    assert drafter.max_ngram == 5
+    with pytest.raises(ValueError, match=r"unknown setting of drafter .* 'max_gram'. Did you mean 'max_ngram'"):
+        loading.build("drafter", "ngram", max_gram=5)
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A conf folder of the test's own."""
+    monkeypatch.setattr(loading, "CONF", tmp_path)
+    (tmp_path / "drafter").mkdir()
+    return tmp_path / "drafter"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_target_: specdec.drafters.ngram.NGram\nmax_ngran: 2\n", "'max_ngran'. Did you mean 'max_ngram'[?] Known: "),
+        ("max_ngram: 2\n", "drafter has no _target_; got the keys max_ngram"),
+        ("_target_: subprocess.run\nargs: ['true']\n", "_target_ 'subprocess.run' would run code from outside specdec"),
+        ("_target_: specdec.drafters.draft_model.DraftModel\nmodel: {_target_: os.getcwd}\n", "'os.getcwd' would run"),
+        ("- a\n- b\n", r"mine\.yaml .*expected settings"),
+        ("", r"mine\.yaml .*expected settings"),
+        ("_target_: [unclosed\n", r"mine\.yaml is not valid yaml"),
+    ],
+)
+def test_wrong_yamls(own_conf: Path, text: str, message: str) -> None:
+    (own_conf / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        loading.build("drafter", "mine")
+
+
+def test_a_yaml_cannot_make_python_objects(own_conf: Path) -> None:
+    (own_conf / "mine.yaml").write_text("_target_: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml is not valid yaml"):
+        loading.build("drafter", "mine")
+
+
+def test_targets_from_elsewhere_run_when_allowed() -> None:
+    spec = {"_target_": "collections.OrderedDict"}
+    with pytest.raises(ValueError, match=r"pass allow_targets=\['collections.OrderedDict'\]"):
+        loading.build("drafter", spec)
+    for allowed in (["collections.OrderedDict"], ["collections"], ("x", "collections")):
+        assert loading.build("drafter", spec, allow_targets=allowed) == {}
+    with pytest.raises(ValueError, match="would run code from outside specdec"):
+        loading.build("drafter", spec, allow_targets=["collect"])  # a beginning of a word is not a package
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "specdec.loading.yaml.unsafe_load",
+        "specdec.loading.importlib.import_module",
+        "specdec.api.torch.load",
+        "specdec.loading.AutoTokenizer",
+        "specdec.loading.Path",
+        "specdec.loading.yaml",
+    ],
+)
+def test_what_specdec_imports_is_not_specdec(path: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"was not found|would run code from outside specdec|expected a class or a function"
+    ):
+        loading.build("drafter", path)
+
+
+def test_nested_targets_and_names_of_trees() -> None:
+    drafter: dict[str, Any] = {
+        "_target_": "specdec.drafters.draft_model.DraftModel",
+        "model": make_model("llama"),
+        "tree": {"_target_": "specdec.tree.static.chain", "length": 2},
+    }
+    assert loading.build("drafter", drafter).policy.depth == 2
+    assert loading.build("drafter", {**drafter, "tree": "chain"}).policy.depth == 4
+    assert isinstance(loading.build("drafter", {**drafter, "tree": "static"}).policy, StaticTree)
+    with pytest.raises(ValueError, match=r"unknown tree 'chan'. Did you mean 'chain'"):
+        loading.build("drafter", {**drafter, "tree": "chan"})
