@@ -101,7 +101,8 @@ class ExactSampling:
         return tokens, log_probs.gather(-1, tokens), log_probs.exp()
 
     def _without_replacement(self, probs: Tensor, count: int) -> list[int]:
-        left, drawn = probs.clone(), []
+        left = probs.clone()
+        drawn: list[int] = []
         while len(drawn) < count and float(left.sum()) > 0:
             drawn.append(self._choices.choose(left / left.sum()))
             left[drawn[-1]] = 0

@@ -97,8 +97,17 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", POLICIES)
+def cases() -> list[Any]:
+    """Every shape with every kind; the long ones, of which shorter shapes test the same, are slow."""
+    long = {("two levels", kind) for kind in ("sharp", "equal", "half equal")}
+    return [
+        pytest.param(shape, kind, marks=pytest.mark.slow if (shape, kind) in long else ())
+        for shape in POLICIES
+        for kind in KINDS
+    ]
+
+
+@pytest.mark.parametrize(("shape", "kind"), cases())
 def test_rejection_with_drawn_children(shape: str, kind: str) -> None:
     vocab, policy = POLICIES[shape]
     got, wanted = emitted_distribution(Rejection(), policy, *pair(kind, vocab))

@@ -79,7 +79,7 @@ def test_accepted_tokens_are_indexed_and_rejected_ones_are_not() -> None:
             assert harness.state.texts[slot]._index == fresh._index
 
 
-class CountingDeque(deque):  # type: ignore[type-arg]
+class CountingDeque(deque):
     """Counts the entries that are looked at."""
 
     looked_at = 0
@@ -97,7 +97,7 @@ def test_cost_of_a_step_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (100, 5000):
         text = index(list(itertools.islice(itertools.cycle([1, 2, 3, 1, 2, 4]), size)), 3, 2)
 
-        class CountingDict(dict):  # type: ignore[type-arg]
+        class CountingDict(dict):
             touched = 0
 
             def get(self, *args: Any) -> Any:
