@@ -1,0 +1,216 @@
+"""`specdec run`: every shipped experiment shortened, interleaving, conversations, limits, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import hydra
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from specdec import loading
+from specdec.experiments import measure
+from specdec.experiments.cli import main
+from specdec.experiments.records import key_of
+
+from .conftest import POSITIONS, QUESTIONS, read_rows
+
+EXPERIMENTS = sorted(path.stem for path in (loading.CONF / "experiment").glob("*.yaml"))
+MEASURED = [name for name in EXPERIMENTS if not name.startswith("train_")]
+SPEC_BENCH = Path(__file__).parents[3] / "shared" / "data" / "spec_bench" / "question.jsonl"
+TURNS = sum(len(question["turns"]) for question in QUESTIONS)
+
+
+def draft_overrides(experiment: str, draft: Path) -> list[str]:
+    """`draft` wherever the experiment loads a model of the zoo."""
+    with hydra.initialize_config_module("specdec.conf", version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose("run", [f"experiment={experiment}"]))
+    named = [name for name, method in config["methods"].items() if "model" in method["drafter"]]
+    return [f"methods.{name}.drafter.model.name={draft}" for name in named]
+
+
+def test_every_yaml_says_what_it_is_and_how_to_run_it():
+    for file in sorted(loading.CONF.rglob("*.yaml")):
+        head = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
+        comment = "\n".join(head[: next(i for i, line in enumerate(head) if not line.startswith("#"))])
+        command = "specdec train" if file.stem.startswith("train") else "specdec run"
+        assert command in comment, f"{file} must begin with a comment: what it is and the command that runs it"
+
+
+@pytest.mark.parametrize("experiment", MEASURED)
+def test_every_experiment_runs(experiment, specdec_run, draft, capsys):
+    code, directory = specdec_run(f"experiment={experiment}", "measure.repeats=1", *draft_overrides(experiment, draft))
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    names = "config.yaml overrides.yaml provenance.json requests.jsonl steps.jsonl summary.json report.html answers"
+    assert {*names.split()} <= {path.name for path in directory.iterdir()}
+    summary = json.loads((directory / "summary.json").read_text())
+    rows = read_rows(directory / "requests.jsonl")
+    assert summary["complete"]
+    assert Counter(row["method"] for row in rows) == {method["name"]: TURNS for method in summary["methods"]}
+    assert {method["lossless"]["verdict"] for method in summary["methods"]} <= {"baseline", "yes", "in distribution"}
+    for method in summary["methods"]:
+        assert set(method["metrics"]) | {"speedup"} == set(summary["definitions"])
+        assert (method["speedup"] is None) == (method["baseline"] is None)
+        assert method["name"] in shown.out
+    assert str(directory.name) in shown.out
+    assert "report.html" in shown.out
+    assert "cut from the left" in summary["notes"][0]
+    steps = read_rows(directory / "steps.jsonl")
+    assert Counter(key_of(s) for s in steps) == {key_of(r): r["steps"] for r in rows if r["steps"]}
+    assert sum(s["emitted"] for s in steps) == sum(sum(r["accept_lengths"]) for r in rows)
+
+
+def test_methods_take_turns_and_prompts_are_the_same(specdec_run, draft):
+    model = f"drafter.model.name={draft}"
+    code, directory = specdec_run("drafter=draft_model", model, "+methods.ngram.drafter=ngram", "measure.repeats=2")
+    assert code == 0
+    rows = read_rows(directory / "requests.jsonl")
+    assert [row["method"] for row in rows] == ["none", "ngram", "draft_model"] * (TURNS * 2)
+    for first in range(0, len(rows), 3):
+        together = rows[first : first + 3]
+        assert len({(r["question_id"], r["turn"], r["repeat"], r["prompt_tokens"]) for r in together}) == 1
+        assert together[0]["token_ids"] == together[1]["token_ids"] == together[2]["token_ids"]
+        assert together[0]["check"] is None
+        assert together[1]["check"]["equal"]
+    assert [r["repeat"] for r in rows] == [0] * (TURNS * 3) + [1] * (TURNS * 3)
+
+
+def test_a_conversation_goes_on_with_the_answer(specdec_run, target):
+    code, directory = specdec_run("drafter=ngram")
+    assert code == 0
+    turns = {
+        r["turn"]: r for r in read_rows(directory / "requests.jsonl") if r["question_id"] == 2 and r["method"] == "none"
+    }
+    tokenizer = loading.load_tokenizer(str(target))
+    texts = QUESTIONS[1]["turns"]
+    asked = [texts[0], texts[0] + turns[0]["text"] + texts[1]]
+    assert [turns[i]["prompt_tokens"] for i in (0, 1)] == [len(tokenizer(text)["input_ids"]) for text in asked]
+
+
+def test_a_long_prompt_keeps_its_end(specdec_run):
+    code, directory = specdec_run("drafter=none")
+    assert code == 0
+    row = read_rows(directory / "requests.jsonl")[-1]
+    assert row["question_id"] == "three"
+    assert row["cut_tokens"] > 0
+    assert row["prompt_tokens"] == POSITIONS - 8
+
+
+def test_answers_are_in_the_form_of_spec_bench(specdec_run):
+    code, directory = specdec_run("drafter=ngram", "measure.repeats=2")
+    assert code == 0
+    answers = read_rows(directory / "answers" / "ngram.jsonl")
+    assert [a["question_id"] for a in answers] == [1, 2, "three"]
+    assert {"answer_id", "model_id", "category", "tstamp"} <= set(answers[0])
+    choice = answers[1]["choices"][1]
+    assert choice["index"] == 1
+    lists = [choice[name] for name in ("turns", "decoding_steps", "new_tokens", "wall_time")]
+    assert [len(values) for values in lists] == [3] * 4
+    assert len(choice["accept_lengths"]) == sum(choice["decoding_steps"])
+
+
+def test_the_time_limit_ends_with_a_whole_question(specdec_run, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: float(next(clock)))
+    code, directory = specdec_run("drafter=ngram", "measure.time_limit=1", "measure.warmup_tokens=0")
+    assert code == 0
+    summary = json.loads((directory / "summary.json").read_text())
+    assert not summary["complete"]
+    assert summary["questions"] < len(QUESTIONS)
+    assert (
+        len({Counter(r["method"] for r in read_rows(directory / "requests.jsonl"))[m] for m in ("none", "ngram")}) == 1
+    )
+    assert "time limit" in summary["notes"][0]
+
+
+def test_a_stopped_run_goes_on_where_it_was(specdec_run, monkeypatch, capsys):
+    served, run_cell = [], measure.run_cell
+
+    def stop_at_the_fifth(*args):
+        if len(served) == 5:
+            raise KeyboardInterrupt
+        served.append(args)
+        return run_cell(*args)
+
+    monkeypatch.setattr(measure, "run_cell", stop_at_the_fifth)
+    code, directory = specdec_run("drafter=ngram")
+    assert code == 130
+    assert "resume=result" in capsys.readouterr().err
+    before = read_rows(directory / "requests.jsonl")
+    assert len(before) == 5
+    # as a kill in the middle of a line would leave them
+    with (directory / "steps.jsonl").open("a") as file:
+        file.write('{"question_id": 2, "method": "ngram", "repeat": 0, "turn": 1, "step": 1}\n{"question')
+    with (directory / "requests.jsonl").open("a") as file:
+        file.write('{"question_id": 2, "category": "co')
+
+    monkeypatch.setattr(measure, "run_cell", run_cell)
+    assert main(["run", "resume=result"]) == 0
+    rows = read_rows(directory / "requests.jsonl")
+    assert rows[:5] == before
+    assert len({key_of(row) for row in rows}) == len(rows) == 2 * TURNS
+    assert len(read_rows(directory / "steps.jsonl")) == sum(row["steps"] for row in rows)
+    assert json.loads((directory / "summary.json").read_text())["complete"]
+    assert len(json.loads((directory / "provenance.json").read_text())["earlier"]) == 1
+
+    monkeypatch.setattr(measure, "run_cell", None)  # a finished run serves nothing any more
+    assert main(["run", "resume=result"]) == 0
+    assert (
+        main(["run", "resume=result", *yaml.safe_load((directory / "overrides.yaml").read_text()), "name=other"]) == 1
+    )
+    assert "other settings (name)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(target, questions, tmp_path):
+    own = [
+        f"target.name={target}",
+        f"data.path={questions}",
+        "measure.repeats=40",
+        f"hydra.run.dir={tmp_path / 'killed'}",
+    ]
+    command = [sys.executable, "-m", "specdec.experiments.cli", "run"]
+    environment = {**os.environ, "PYTHONPATH": str(loading.PACKAGE.parent)}
+    child = subprocess.Popen([*command, *own], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    rows = tmp_path / "killed" / "requests.jsonl"
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (rows.exists() and rows.read_bytes().count(b"\n") > 20):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    before = rows.read_bytes()
+    assert before.count(b"\n") < 2 * TURNS * 40
+    subprocess.run([*command, "resume=killed"], cwd=tmp_path, env=environment, check=True)
+    assert rows.read_bytes().startswith(before[: before.rindex(b"\n")])
+    assert len({key_of(row) for row in read_rows(rows)}) == len(read_rows(rows)) == 2 * TURNS * 40
+
+
+def test_a_sweep_writes_a_directory_a_job_and_goes_on(target, questions, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = [f"target.name={target}", f"data.path={questions}", "measure.max_new_tokens=4", "data.limit=1"]
+    arguments = ["run", "-m", *own, "drafter=ngram", "drafter.length=0,2", "hydra.sweep.dir=sweep"]
+    assert main(arguments) == 1  # length=0 is refused, the other job runs all the same
+    assert "job 0 failed" in capsys.readouterr().err
+    assert (tmp_path / "sweep" / "1" / "summary.json").exists()
+    written = (tmp_path / "sweep" / "1" / "requests.jsonl").stat().st_mtime_ns
+    assert main(["run", "resume=sweep"]) == 1
+    assert "finished already" in capsys.readouterr().out
+    assert (tmp_path / "sweep" / "1" / "requests.jsonl").stat().st_mtime_ns == written
+
+
+@pytest.mark.skipif(not SPEC_BENCH.exists(), reason="Spec-Bench's questions are not shipped")
+def test_spec_bench_runs(specdec_run):
+    code, directory = specdec_run(
+        "data=spec_bench", f"data.path={SPEC_BENCH}", "measure.max_new_tokens=2", "drafter=none", "data.per_category=2"
+    )
+    assert code == 0
+    assert json.loads((directory / "summary.json").read_text())["questions"] == 26
