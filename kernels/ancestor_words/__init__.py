@@ -8,7 +8,7 @@ from torch import Tensor
 from specdec.kernels.ancestor_words.host import ancestor_words_host
 from specdec.kernels.ancestor_words.naive import ancestor_words_naive
 
-HOST_NODES = 512  # up to so many nodes in all, Python integers beat tensor operators on a CPU
+HOST_NODES = 128  # up to so many nodes in all, Python integers beat tensor operators on a CPU
 
 
 def ancestor_words(

@@ -24,6 +24,8 @@ def ancestor_words_host(parents: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]
                 seen[j] = 1 << j
         words.append(seen)
         depths.append(depth)
+    if nodes < WORD_BITS:  # no sign bit in sight
+        return torch.tensor(words).unsqueeze(2), torch.tensor(depths, dtype=torch.int32)
     packed = [[_signed(seen >> WORD_BITS * w) for w in range(node_words)] for row in words for seen in row]
     return (
         torch.tensor(packed, dtype=torch.int64).view(batch, nodes, node_words),

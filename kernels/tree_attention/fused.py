@@ -199,7 +199,7 @@ def tree_attention_split_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     table = Table + b * stride_table
     for slot0 in tl.range(start, end, BLOCK_N):
-        slot = tl.minimum(slot0 + n, end - 1)  # no read past the last slot; the surplus columns are masked below
+        slot = tl.minimum(slot0 + n, end - 1)  # no read past the last slot, of which no row sees copies
         if PAGE % BLOCK_N == 0:  # one page a tile
             page = tl.load(table + slot0 // PAGE).to(tl.int64)
             inside = slot - slot0 // PAGE * PAGE
@@ -236,7 +236,6 @@ def tree_attention_split_kernel(
                     is_node = (distance + n >= 0)[None, :]
                     rank = tl.cumsum((seen & is_node).to(tl.int32), 1) + _visible_before(words, distance, w)[:, None]
                     seen = seen & ((visible[:, None] - rank < window) | (distance + n < 0)[None, :])
-            seen = seen & (slot0 + n < end)[None, :]
             scores = tl.where(seen, scores, float("-inf"))
         if WINDOW and slot0 + window < total:  # a tile with slots that have left some row's window
             near = (slot0 + n)[None, :] > (position - window)[:, None]

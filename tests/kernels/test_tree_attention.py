@@ -93,6 +93,12 @@ def test_chains_without_words(backend: str, window: int, lengths: tuple[list[int
         check(make_case(*lengths, chain=True, window=window, dtype=dtype), backend)
 
 
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
+def test_windows_about_as_long_as_the_sequence(backend: str) -> None:
+    for window in (1, 8, 9, 10):
+        check(make_case([5], [4], chain=True, window=window), backend)
+
+
 def test_chain_words_and_no_words_agree() -> None:
     chain = make_case([20, 3], [9, 66], rows=[4, 66], chain=True, window=11)
     words = []

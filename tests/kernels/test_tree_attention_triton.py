@@ -113,6 +113,11 @@ def test_chains_without_words(window: int) -> None:
         check(make_case(*lengths, rows=rows, heads=1, dim=16, chain=True, window=window))
 
 
+def test_windows_about_as_long_as_the_sequence() -> None:
+    for window in (1, 8, 9, 10):
+        check(make_case([5], [4], heads=1, dim=16, chain=True, window=window))
+
+
 def test_riders_see_what_no_tree_has() -> None:
     for window in (0, 4):
         check(make_case([9, 30], [12, 70], rows=[12, 5], riders=True, heads=1, dim=16, window=window))
