@@ -126,7 +126,7 @@ def _start(lines: Sequence[str], first: int, cut: int, rng: random.Random) -> in
     for number in range(first, 0, -1):
         if len("\n".join(lines[number - 1 : cut])) > room:
             break
-        if number == 1 or not lines[number - 2].strip():
+        if lines[number - 1].strip() and (number == 1 or not lines[number - 2].strip()):
             start = number
     return start
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from specdec import loading
-from specdec.api import TextPieces
 from specdec.experiments.data import load_questions
 from specdec.experiments.records import Row
 from specdec.experiments.report.run_files import RunFiles
+from specdec.text import TextPieces
 
 LOADER = "specdec.experiments.data.load_questions"
 PROMPT_CHARACTERS = 500

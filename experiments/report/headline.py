@@ -76,9 +76,9 @@ def _soundness(lossless: Mapping[str, Any]) -> str:
     if verdict == "yes":
         return f"all {compared} texts are equal to the baseline's" if compared > 1 else "its text is the baseline's"
     if verdict.startswith("yes"):
-        return (
-            f"of {compared} texts all but {lossless.get('ties')} equal the baseline's, and those part at numeric ties"
-        )
+        ties = lossless.get("ties") or 0
+        parting = "1 parts from it at a numeric tie" if ties == 1 else f"{ties} part from it at numeric ties"
+        return f"{compared - ties} of {compared} texts are equal to the baseline's, {parting}"
     if verdict == "in distribution":
         return "its texts follow the target's distribution by proof and were not compared"
     return f"losslessness: {verdict}"
@@ -97,8 +97,7 @@ def _baseline(entry: Entry) -> str:
 
 
 def _plain(methods: Sequence[Entry]) -> str:
-    parts = []
-    for entry in methods:
-        speed = entry["metrics"].get("tokens_per_second")
-        parts.append(f"{entry['name']} {text.number(speed, 1)} tokens per second")
-    return "Nothing was compared: " + ", ".join(parts) + "."
+    if len(methods) > 1:
+        return f"{len(methods)} methods were measured and none was compared with a baseline."
+    speed = methods[0]["metrics"].get("tokens_per_second")
+    return f"{methods[0]['name']} writes {text.number(speed, 1)} tokens per second; nothing was compared with it."

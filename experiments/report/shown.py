@@ -106,7 +106,8 @@ def groups(methods: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:
     """Methods that are measured against the same baseline, under their sampling settings; the baseline last."""
     found: dict[str, list[Shown]] = {}
     for method in methods:
-        found.setdefault(method.entry["baseline"] or method.name, []).append(method)
+        alone = method.name if method.entry["sampling"] else ""  # of a killed run nothing is known
+        found.setdefault(method.entry["baseline"] or alone, []).append(method)
     return [(text.sampling(part[-1].entry["sampling"]), part) for _, part in sorted(found.items())]
 
 
