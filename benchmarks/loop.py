@@ -26,11 +26,11 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from specdec import DecodingStats, SamplingParams, TokenTree
-from specdec.api import Engine
 from specdec.core import DraftNeeds
 from specdec.decode import Request
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.ngram import NGram
+from specdec.engine import Engine
 from specdec.experiments import lossless, provenance
 from specdec.experiments.data import load_questions
 from specdec.loading import load_model, load_tokenizer

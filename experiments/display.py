@@ -11,11 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from specdec.api import TextPieces, eos_ids
 from specdec.decode import Request
 from specdec.experiments.methods import Method
 from specdec.experiments.workbench import Bench
+from specdec.inputs import eos_ids
 from specdec.metrics import DecodingStats
+from specdec.text import TextPieces
 
 LOG_LINES = 10  # of progress, where the output is no terminal
 SHOWN_PROMPT = 300  # characters of a prompt's end

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from specdec.api import eos_ids
 from specdec.decode import Request
 from specdec.experiments import lossless
 from specdec.experiments.config import Measure
@@ -18,6 +17,7 @@ from specdec.experiments.machine import peak_memory, reset_peak_memory
 from specdec.experiments.methods import Method
 from specdec.experiments.records import Key, Records, Row
 from specdec.experiments.workbench import Bench
+from specdec.inputs import eos_ids
 from specdec.metrics import DecodingStats
 from specdec.sampling import SamplingParams
 

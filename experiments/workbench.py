@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec import loading
-from specdec.api import Engine
+from specdec.engine import Engine
 from specdec.experiments.config import RunConfig
 from specdec.experiments.methods import Method
 from specdec.experiments.validation import LOAD_MODEL

@@ -1,7 +1,8 @@
 """specdec: speculative decoding research on any Hugging Face causal language model."""
 
 from specdec import hf
-from specdec.api import GenerateOutput, SpeculativeDecoder, TextOutput, TextRequest, TextResult, generate
+from specdec.api import GenerateOutput, generate
+from specdec.decoder import SpeculativeDecoder, TextOutput, TextRequest, TextResult
 from specdec.metrics import DecodingStats
 from specdec.sampling import SamplingParams
 from specdec.tree.token_tree import TokenTree

@@ -32,8 +32,9 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.configuration_utils import GenerationMode
 
-from specdec.api import Engine, pad_id, pad_texts, prompts_of, row_processors, serve
 from specdec.decode import Request
+from specdec.engine import Engine, serve
+from specdec.inputs import pad_id, pad_texts, prompts_of, row_processors
 from specdec.inspection import check_architecture, check_length, max_positions
 from specdec.metrics import DecodingStats
 from specdec.sampling import SamplingParams

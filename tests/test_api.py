@@ -25,7 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import specdec
 from specdec import SamplingParams, SpeculativeDecoder, TextRequest
-from specdec.api import TextPieces
+from specdec.text import TextPieces
 
 from .models import byte_tokenizer, make_model, noisy_copy, plain_text, ragged_batch
 
@@ -536,7 +536,7 @@ def test_results_come_as_they_finish(decoder: SpeculativeDecoder) -> None:
 def test_drafters_by_name_mapping_path_and_object(model: PreTrainedModel) -> None:
     expected = plain_text(model, PROMPT, 15)
     path = "specdec.drafters.ngram.NGram"
-    specs: list[Any] = ["ngram", {"_target_": path, "max_ngram": 2}, path, specdec.api.make_drafter("ngram"), model]
+    specs: list[Any] = ["ngram", {"_target_": path, "max_ngram": 2}, path, specdec.engine.make_drafter("ngram"), model]
     for spec in specs:
         out = specdec.generate(model, IDS, drafter=spec, max_new_tokens=15, eos_token_id=[])
         assert out.sequences[0, 5:].tolist() == expected

@@ -210,7 +210,7 @@ def test_a_drafter_without_a_method(model: PreTrainedModel) -> None:
 
 
 def test_a_tree_for_an_object_that_has_one(model: PreTrainedModel) -> None:
-    drafter = specdec.api.make_drafter("ngram")
+    drafter = specdec.engine.make_drafter("ngram")
     with pytest.raises(ValueError, match="drafter is an object already; tree cannot be set on it"):
         specdec.generate(model, IDS, drafter=drafter, tree="chain")
 

@@ -22,7 +22,8 @@ def test_readme_shows_the_example_drafter_as_it_is() -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_example_drafter_is_lossless_and_drafts(batch: int) -> None:
     spec = importlib.util.spec_from_file_location("bigram", EXAMPLE)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     torch.manual_seed(0)

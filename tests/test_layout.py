@@ -25,7 +25,7 @@ LEVELS = (
     {"acceptance", "cache"},
     {"attention", "inspection", "compiled", "target", "loading"},
     {"metrics", "decode"},
-    {"api", "hf"},
+    {"inputs", "text", "engine", "decoder", "api", "hf"},
     {"specdec"},  # specdec/__init__.py
 )
 # Where that says too little.

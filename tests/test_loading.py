@@ -267,7 +267,7 @@ def test_targets_from_elsewhere_run_when_allowed() -> None:
     [
         "specdec.loading.yaml.unsafe_load",
         "specdec.loading.importlib.import_module",
-        "specdec.api.torch.load",
+        "specdec.decoder.torch.load",
         "specdec.loading.AutoTokenizer",
         "specdec.loading.Path",
         "specdec.loading.yaml",

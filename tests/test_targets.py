@@ -248,7 +248,7 @@ def test_what_lies_in_unused_places_of_the_cache_is_not_read(
 
 def test_a_slot_used_again_does_not_see_who_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
     model, small = models("llama")
-    decoder = specdec.api.Engine(model, small, "best_first", "coupled")
+    decoder = specdec.engine.Engine(model, small, "best_first", "coupled")
 
     def run(prompt: list[int]) -> list[int]:
         requests = [specdec.decode.Request(prompt, 20), specdec.decode.Request(prompt[:3], 30)]
@@ -263,7 +263,7 @@ def test_a_slot_used_again_does_not_see_who_was_there(monkeypatch: pytest.Monkey
 
 
 def test_a_decoder_made_or_used_in_inference_mode_works_outside() -> None:
-    engine = specdec.api.Engine(make_model("llama"), "none", None, "coupled")
+    engine = specdec.engine.Engine(make_model("llama"), "none", None, "coupled")
 
     def run() -> list[list[int]]:
         return [tokens for _, tokens in engine.run([specdec.decode.Request([5, 6], 3)], specdec.DecodingStats())]

@@ -1,0 +1,235 @@
+"""SpeculativeDecoder: text in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+
+from specdec import loading
+from specdec.decode import Request
+from specdec.engine import Engine, serve
+from specdec.inputs import check_count, check_vocabulary, eos_ids, row_processors, settings_of, stop_criteria
+from specdec.inspection import check_length
+from specdec.metrics import DecodingStats, RequestStats
+from specdec.sampling import SamplingParams
+from specdec.text import TextPieces
+
+Chat = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}]
+
+
+@dataclass(frozen=True, slots=True)
+class TextOutput:
+    """What `SpeculativeDecoder.generate` returns.
+
+    Attributes:
+        text: the continuation; a list of them if a list of prompts was given.
+        tokens: new token ids of every prompt.
+        stats: counts, times and metrics.
+    """
+
+    text: str | list[str]
+    tokens: list[list[int]]
+    stats: DecodingStats
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """A prompt for `generate_many`, with settings of its own. Fields as the arguments of `generate`."""
+
+    prompt: str | Chat
+    max_new_tokens: int = 128
+    sampling: SamplingParams | None = None
+    stop_strings: str | Sequence[str] | None = None
+    logits_processor: LogitsProcessorList | None = None
+    stopping_criteria: StoppingCriteriaList | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextResult:
+    """What `generate_many` yields.
+
+    Attributes:
+        index: which request it belongs to.
+        text: the continuation.
+        tokens: its ids.
+        stats: counts and times of this request.
+    """
+
+    index: int
+    text: str
+    tokens: list[int]
+    stats: RequestStats
+
+
+class SpeculativeDecoder:
+    """Text in, text out. Make one, use it many times.
+
+    Args:
+        model: a transformers causal LM.
+        tokenizer: its tokenizer.
+        drafter, tree, acceptance, backend, compile, allow_targets: as in `generate`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        drafter: object = "ngram",
+        tree: object = None,
+        acceptance: object = "coupled",
+        backend: str = "auto",
+        compile: bool = False,
+        allow_targets: Collection[str] = (),
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.engine = Engine(
+            model, drafter, tree, acceptance, backend=backend, compile=compile, allow_targets=allow_targets
+        )
+
+    @staticmethod
+    def from_pretrained(
+        name: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        trust_remote_code: bool = False,
+        **settings: Any,
+    ) -> SpeculativeDecoder:
+        """Load a model and its tokenizer: a zoo name, a folder or a hub id. Other arguments as for the class."""
+        tokenizer = loading.load_tokenizer(name, trust_remote_code)
+        model = loading.load_model(name, device, dtype, trust_remote_code)
+        return SpeculativeDecoder(model, tokenizer, **settings)
+
+    def warmup(self, slots: int = 1) -> None:
+        """With compile=True: compile every size of trees now, so that no request waits for it. A line each on stderr.
+
+        Args:
+            slots: requests at once, as prompts in a list or as `generate_many`'s slots; every number is compiled for
+                itself.
+        """
+        self.engine.warmup(slots)
+
+    def generate(
+        self,
+        prompts: str | Chat | Sequence[str | Chat],
+        *,
+        max_new_tokens: int = 128,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+    ) -> TextOutput:
+        """Continue one prompt or several at once. A chat (list of messages) goes through the tokenizer's template.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        single = isinstance(prompts, str) or _is_chat(prompts)
+        several: Sequence[Any] = [prompts] if single else prompts
+        ids = [self._encode(p) for p in several]
+        settings = settings_of(sampling, len(ids))
+        criteria = stop_criteria(stopping_criteria, stop_strings, self.tokenizer)
+        requests = [
+            self._request(prompt, max_new_tokens, settings[row], row_processors(logits_processor, row), criteria)
+            for row, prompt in enumerate(ids)
+        ]
+        tokens, stats = serve(self.engine, requests)
+        texts = [self.tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
+        return TextOutput(texts[0] if single else texts, tokens, stats)
+
+    def generate_many(
+        self, requests: Iterable[str | Chat | TextRequest], *, slots: int = 32, stats: DecodingStats | None = None
+    ) -> Iterator[TextResult]:
+        """Continue any number of prompts, `slots` at a time: whenever one ends, the next takes its place.
+
+        Args:
+            requests: prompts, or TextRequests with settings of their own. All are read before the first is served.
+            slots: how many are served at once.
+            stats: where counts and times of the whole run go.
+
+        Returns:
+            An iterator of results, each as soon as it is finished; `index` says which request it belongs to.
+
+        Raises:
+            ValueError: as `generate`; before anything is served.
+        """
+        if type(slots) is not int or slots < 1:
+            raise ValueError(f"slots is {slots!r}; expected an integer of at least 1")
+        several = [r if isinstance(r, TextRequest) else TextRequest(r) for r in requests]
+        chosen = []
+        for row, each in enumerate(several):
+            criteria = stop_criteria(each.stopping_criteria, each.stop_strings, self.tokenizer)
+            processors = row_processors(each.logits_processor, row)
+            (sampling,) = settings_of(each.sampling, 1)
+            ids = self._encode(each.prompt)
+            chosen.append(self._request(ids, each.max_new_tokens, sampling, processors, criteria))
+        return self._results(chosen, slots, stats if stats is not None else DecodingStats())
+
+    def _results(self, requests: list[Request], slots: int, stats: DecodingStats) -> Iterator[TextResult]:
+        for generation, _ in self.engine.run(requests, stats, slots):
+            if generation.finished:
+                tokens = generation.new_ids
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                yield TextResult(generation.index, text, tokens, generation.stats)
+
+    def stream(
+        self,
+        prompt: str | Chat,
+        *,
+        max_new_tokens: int = 128,
+        sampling: SamplingParams | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        stats: DecodingStats | None = None,
+    ) -> Iterator[str]:
+        """Pieces of text as they are decided. Joined, they are what `generate` returns. Stop reading at any time."""
+        criteria = stop_criteria(None, stop_strings, self.tokenizer)
+        request = self._request(self._encode(prompt), max_new_tokens, sampling or SamplingParams(), None, criteria)
+        return self._stream(request, stats if stats is not None else DecodingStats())
+
+    def _stream(self, request: Request, stats: DecodingStats) -> Iterator[str]:
+        pieces = TextPieces(self.tokenizer)
+        for _, tokens in self.engine.run([request], stats):
+            if piece := pieces.push(tokens):
+                yield piece
+        if piece := pieces.flush():
+            yield piece
+
+    def _encode(self, prompt: str | Chat) -> list[int]:
+        if isinstance(prompt, str):
+            ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        elif not _is_chat(prompt):
+            raise ValueError(
+                f"a prompt is {prompt!r}; expected a string, or a chat: a list of messages with role and content"
+            )
+        elif self.tokenizer.chat_template is None:
+            raise ValueError("a chat was given, but the tokenizer has no chat template; give a string")
+        else:
+            ids = self.tokenizer.apply_chat_template(
+                list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        if not ids:
+            raise ValueError("a prompt is empty; give at least one token, for example the tokenizer's bos token")
+        return ids
+
+    def _request(
+        self,
+        ids: list[int],
+        max_new_tokens: int,
+        sampling: SamplingParams,
+        processors: LogitsProcessorList | None,
+        criteria: StoppingCriteriaList | None,
+    ) -> Request:
+        check_count(max_new_tokens)
+        check_vocabulary(ids, self.engine.target.vocab_size, "a prompt")
+        check_length(self.model, len(ids) + max_new_tokens, self.engine.target.max_positions)
+        return Request(ids, max_new_tokens, sampling, eos_ids(self.model, None), processors, criteria)
+
+
+def _is_chat(prompts: object) -> bool:
+    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], Mapping)

@@ -1,0 +1,133 @@
+"""A target, a drafter and a rule, looked over and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from specdec import loading
+from specdec.core import AcceptanceRule, Drafter
+from specdec.decode import Generation, Request, decode
+from specdec.metrics import DecodingStats
+from specdec.target import Target
+
+VOCABULARY_SLACK = 1024  # models of one family pad their embeddings differently
+
+
+class Engine:
+    """A target, a drafter and a rule, looked over and ready to serve requests of token ids."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        drafter: object,
+        tree: object,
+        acceptance: object,
+        *,
+        backend: str = "auto",
+        compile: bool = False,
+        allow_targets: Collection[str] = (),
+    ):
+        self.rule = make_rule(acceptance, allow_targets)
+        self.drafter = make_drafter(drafter, tree, allow_targets)
+        check_fit(self.drafter, model)
+        self.target = Target(model, backend=backend, hidden_layers=self.drafter.needs.hidden_layers, compile=compile)
+        self._latest: object = None
+
+    def warmup(self, slots: int = 1) -> None:
+        """See `SpeculativeDecoder.warmup`."""
+        self._latest = None
+        self.target.warmup(slots, self.drafter.needs.max_nodes)
+        if warmup := getattr(self.drafter, "warmup", None):
+            warmup(slots)
+
+    def run(
+        self, requests: Sequence[Request], stats: DecodingStats, slots: int | None = None
+    ) -> Iterator[tuple[Generation, list[int]]]:
+        """Serve requests, all at once or in `slots` slots; yields new tokens after every step.
+
+        Raises:
+            RuntimeError: a later run has begun, and has taken over the slots.
+        """
+        if not requests:
+            return
+        self._latest = mine = object()
+        longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
+        capacity = min(slots or len(requests), len(requests))
+        steps = decode(self.target, self.drafter, self.rule, requests, slots=capacity, max_length=longest, stats=stats)
+        while self._latest is mine:
+            try:
+                yield next(steps)
+            except StopIteration:
+                return
+        raise RuntimeError("this decoder has begun another text since; finish one first, or make a second decoder")
+
+
+def serve(
+    engine: Engine, requests: Sequence[Request], streamer: BaseStreamer | None = None
+) -> tuple[list[list[int]], DecodingStats]:
+    """Every request's new tokens. The streamer, which has had the prompt, is ended even after an error."""
+    stats = DecodingStats()
+    texts: list[list[int]] = [[] for _ in requests]
+    try:
+        for generation, tokens in engine.run(requests, stats):
+            texts[generation.index] += tokens
+            if streamer is not None and tokens:
+                streamer.put(torch.tensor(tokens))
+    finally:
+        if streamer is not None:
+            streamer.end()
+    return texts, stats
+
+
+def make_drafter(drafter: object, tree: object = None, allow_targets: Collection[str] = ()) -> Drafter:
+    """See `generate`.
+
+    Raises:
+        ValueError: unknown, or it takes no tree.
+    """
+    if isinstance(drafter, PreTrainedModel):
+        drafter = {"_target_": "specdec.drafters.draft_model.DraftModel", "model": drafter}
+    policy = None if tree is None else loading.build("tree", tree, allow_targets=allow_targets)
+    settings = {} if policy is None else {"tree": policy}
+    made: Drafter = loading.build("drafter", drafter, allow_targets=allow_targets, **settings)
+    for name in ("needs", "open", "start", "propose", "observe"):
+        if not hasattr(made, name):
+            raise ValueError(f"drafter {made!r} has no {name}; see specdec.core.Drafter for what a drafter needs")
+    return made
+
+
+def make_rule(acceptance: object, allow_targets: Collection[str] = ()) -> AcceptanceRule:
+    """See `generate`.
+
+    Raises:
+        ValueError: unknown, or not an acceptance rule.
+    """
+    rule: AcceptanceRule = loading.build("acceptance", acceptance, allow_targets=allow_targets)
+    if not callable(rule) or not hasattr(rule, "lossless") or not hasattr(rule, "shared_noise"):
+        raise ValueError(
+            f"acceptance {rule!r} is no acceptance rule; see specdec.core.AcceptanceRule for what one needs"
+        )
+    return rule
+
+
+def check_fit(drafter: Drafter, model: PreTrainedModel) -> None:
+    """A drafter that says its `vocab_size` must have the target's, up to padding of the embedding, and one that says
+    its `hidden_size` (of the hidden states it reads) exactly the target's.
+
+    Raises:
+        ValueError: it has another.
+    """
+    size, width = getattr(drafter, "hidden_size", None), model.config.get_text_config().hidden_size
+    if size is not None and size != width:
+        raise ValueError(
+            f"the drafter was made for hidden states of {size}, the target has {width}; use one made for this target"
+        )
+    own, wanted = getattr(drafter, "vocab_size", None), model.config.get_text_config().vocab_size
+    if own is not None and abs(own - wanted) >= min(VOCABULARY_SLACK, wanted // 8):
+        raise ValueError(
+            f"the drafter has a vocabulary of {own} tokens, the target of {wanted}; use a drafter made for this target"
+        )
