@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("SPECDEC_TRACEBACK"):
             raise
         return _fail(" ".join(str(error).split()), 1)
+    except SystemExit as done:  # Hydra's --help
+        return int(done.code or 0)
     except BrokenPipeError:  # the reader has seen enough, as in `specdec run --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stopped:

@@ -1,0 +1,139 @@
+"""The command: help, and every mistake in one line without a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import specdec
+from specdec.experiments.cli import main
+
+
+def one_line(capsys: pytest.CaptureFixture[str], code: int) -> str:
+    """The mistake that was told."""
+    shown = capsys.readouterr()
+    lines = shown.err.strip().splitlines()
+    assert code == 1
+    assert len(lines) == 1, shown.err
+    assert lines[0].startswith("specdec: ")
+    assert "Traceback" not in shown.out
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["foo=1"], "unknown setting 'foo'"),
+        (["+foo=1"], "unknown setting 'foo'"),
+        (["drafter=ngrm"], "Did you mean 'ngram'?"),
+        (["drafter.lenght=3"], "Did you mean 'drafter.length'?"),
+        (["+drafter.lenght=3"], "Did you mean 'length'?"),
+        (["measure.repeat=3"], "Did you mean 'measure.repeats'?"),
+        (["measure.repeats=0"], "measure.repeats is 0; expected a whole number of at least 1"),
+        (["measure.time_limit=-1"], "measure.time_limit is -1"),
+        (["measure.max_new_tokens=200"], "200, but the target has 160 positions"),
+        (["stream=0"], "stream is 0"),
+        (["target=nothing"], "Known: pretrained, tiny"),
+        (["target.name=/nowhere/at/all"], "does not exist"),
+        (["target=pretrained", "target.name=???"], "target.name has no value"),
+        (["target._target_=os.system"], "would run code from outside specdec"),
+        (["data.path=/nowhere.jsonl"], "no file '/nowhere.jsonl'"),
+        (["data.limit=-1"], "data.limit is -1"),
+        (["data.categories=[cod]"], "Did you mean 'code'?"),
+        (["sampling.temperature=-1"], "sampling.temperature is -1"),
+        (["backend.attention=fast"], "unknown attention backend 'fast'"),
+        (["tracker=wandb", "tracker.mode=sometimes"], "tracker.mode is 'sometimes'"),
+        (["tree=chain"], "unknown setting of drafter of ngram"),
+        (["tree=chain", "tree.length=0", "drafter=draft_model"], "chain length is 0"),
+        (["~drafter"], "nothing to measure"),
+        (["+methods.mine.drafter=ngrm"], "Did you mean 'ngram'?"),
+        (["+methods.mine.tree=chain"], "methods.mine has no drafter"),
+        (["experiment=train_tiny"], "start it with `specdec train`"),
+        (["hydra/launcher=cores"], "specdec[launchers]"),
+        (["no_equal_sign"], "no_equal_sign"),
+        (["resume=/nowhere"], "is not the directory of a run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_in_one_line(
+    overrides: list[str], told: str, specdec_run: Callable[..., tuple[int, Path]], draft: Path, capsys
+):
+    drafted = [f"drafter.model.name={draft}"] if "drafter=draft_model" in overrides else []
+    code, directory = specdec_run(*overrides, *drafted)
+    assert told in one_line(capsys, code)
+    assert not (directory / "requests.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([], "nothing to train was chosen"),
+        (["experiment=demo"], "start it with `specdec run`"),
+        (["experiment=train_tiny", "training.step=3"], "Did you mean 'training.steps'?"),
+        (["experiment=train_tiny", "+training.model.hiden_size=3"], "Did you mean 'hidden_size'?"),
+        (["experiment=train_tiny", "training.steps=0"], "training.steps is 0"),
+        (["experiment=train_tiny", "training.packages=[]"], "training.packages is empty"),
+        (["experiment=train_tiny", "training.teacher=/nowhere/at/all"], "does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_training_mistakes_in_one_line(overrides: list[str], told: str, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert told in one_line(capsys, main(["train", *overrides]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_commands(capsys, tmp_path):
+    assert main(["--version"]) == 0
+    assert specdec.__version__ in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "specdec run experiment=demo" in capsys.readouterr().out
+    assert main([]) == 2
+    capsys.readouterr()
+    assert "Did you mean 'run'?" in one_line(capsys, main(["rum"]))
+    assert "has no summary.json" in one_line(capsys, main(["report", str(tmp_path)]))
+
+
+@pytest.mark.parametrize(("command", "expected"), [("run", "drafter=ngram"), ("train", "experiment=train_tiny")])
+def test_help_names_the_choices(command: str, expected: str, capsys):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert expected in shown
+    assert "$" not in shown.replace("${", "")
+
+
+def test_report_again(specdec_run, capsys):
+    code, directory = specdec_run("drafter=ngram")
+    assert code == 0
+    (directory / "report.html").unlink()
+    assert main(["report", str(directory)]) == 0
+    assert (directory / "report.html").exists()
+
+
+def test_an_added_drafter_joins_the_methods_of_an_experiment(specdec_run, draft, capsys):
+    model = f"methods.draft_model.drafter.model.name={draft}"
+    code, directory = specdec_run(
+        "experiment=demo", model, "~methods.ngram", "drafter=ngram", "name=mine", "stream=null"
+    )
+    assert code == 0, capsys.readouterr().err
+    overrides = yaml.safe_load((directory / "overrides.yaml").read_text())
+    assert "drafter=ngram" in overrides
+    summary = json.loads((directory / "summary.json").read_text())
+    assert [m["name"] for m in summary["methods"]] == ["none", "draft_model", "ngram"]
+    assert summary["experiment"] == "mine"
+
+
+@pytest.mark.slow
+def test_the_command_without_hydra():
+    """Without the extra, one line that says what to install."""
+    code = "import sys; sys.modules['hydra'] = None; from specdec.experiments.cli import main; sys.exit(main(['run']))"
+    root = Path(specdec.__file__).parents[1]
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    assert child.returncode == 1
+    assert child.stderr.strip().splitlines()[-1].endswith('pip install "specdec[experiments]"')

@@ -1,0 +1,77 @@
+"""Question files: Spec-Bench's form, selections, and errors that name the line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specdec.experiments.data import load_questions
+
+from .test_run import SPEC_BENCH
+
+GOOD = {"question_id": 1, "category": "a", "turns": ["x"]}
+
+
+def write(folder: Path, *rows: object) -> str:
+    file = folder / "question.jsonl"
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(file)
+
+
+def test_selections(tmp_path):
+    rows = [{"question_id": i, "category": "ab"[i % 2], "turns": [f"t{i}", "more"]} for i in range(6)]
+    file = write(tmp_path, *rows, "")
+    assert [q.question_id for q in load_questions(file).items] == [0, 1, 2, 3, 4, 5]
+    assert [q.question_id for q in load_questions(file, limit=2).items] == [0, 1]
+    assert [q.question_id for q in load_questions(file, per_category=2).items] == [0, 1, 2, 3]
+    assert [q.question_id for q in load_questions(file, categories=["b"], per_category=1).items] == [1]
+    assert load_questions(file).items[2].turns == ("t2", "more")
+    assert len(load_questions(file).sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{not json", "not JSON"),
+        ("[1]", "expected an object"),
+        ({"question_id": 2, "category": "a"}, "no turns"),
+        ({"question_id": 2, "turns": ["x"]}, "no category"),
+        ({**GOOD, "question_id": 2, "turns": []}, "turns is []"),
+        ({**GOOD, "question_id": 2, "turns": "text"}, "turns is 'text'"),
+        ({**GOOD, "question_id": 2, "turns": ["x", ""]}, "none of them empty"),
+        ({**GOOD, "question_id": None}, "question_id is None"),
+        ({**GOOD, "question_id": 2, "category": ""}, "category is ''"),
+        (GOOD, "question_id 1 is used in line 1 already"),
+    ],
+)
+def test_errors_name_the_line(row, told, tmp_path):
+    file = write(tmp_path, GOOD, row)
+    with pytest.raises(ValueError) as error:
+        load_questions(file)
+    assert f"{file}:2" in str(error.value)
+    assert told in str(error.value)
+
+
+def test_errors_of_the_selection(tmp_path):
+    file = write(tmp_path, GOOD)
+    with pytest.raises(ValueError, match="unknown category"):
+        load_questions(file, categories=["b"])
+    with pytest.raises(ValueError, match="per_category is 0"):
+        load_questions(file, per_category=0)
+    with pytest.raises(ValueError, match="no file"):
+        load_questions(str(tmp_path / "other.jsonl"))
+    with pytest.raises(ValueError, match="holds no questions"):
+        load_questions(write(tmp_path))
+
+
+def test_the_shipped_prompts():
+    questions = load_questions()
+    assert len(questions.items) >= 80
+    assert len({q.category for q in questions.items}) == 5
+
+
+@pytest.mark.skipif(not SPEC_BENCH.exists(), reason="Spec-Bench's questions are not shipped")
+def test_all_of_spec_bench_loads():
+    assert len(load_questions(str(SPEC_BENCH)).items) == 480

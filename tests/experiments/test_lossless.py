@@ -1,0 +1,108 @@
+"""The losslessness check: equal, a tie that rounding decides, a failure; and the verdict that is made from them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specdec import SamplingParams, loading
+from specdec.acceptance.coupled import Coupled
+from specdec.acceptance.rejection import Rejection
+from specdec.api import Engine
+from specdec.decode import Request
+from specdec.experiments import lossless
+from specdec.experiments.methods import Method
+from specdec.experiments.summary import verdict
+from specdec.metrics import DecodingStats
+
+PROMPT = [5, 6, 7, 8]
+GREEDY, WARM = SamplingParams(), SamplingParams(temperature=0.9, seed=3)
+
+
+def decode(engine: Engine, sampling: SamplingParams) -> list[int]:
+    request = Request(PROMPT, 6, sampling)
+    return [t for _, tokens in engine.run([request], DecodingStats()) for t in tokens]
+
+
+@pytest.fixture(scope="module")
+def engine(target) -> Engine:
+    """Tokens 40 and 41 have the same row of the LM head, so their logits are always equal."""
+    model = loading.load_model(str(target), dtype="float32")
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head[41] = head[40]
+    return Engine(model, "none", None, "coupled")
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("position", [0, 3])
+def test_another_token_is_a_failure(engine, sampling, position):
+    expected = decode(engine, sampling)
+    assert lossless.compare(engine.target, PROMPT, expected, list(expected), sampling).equal
+    other = next(t for t in range(50, 60) if t != expected[position])
+    got = [*expected[:position], other, *expected[position + 1 :]]
+    check = lossless.compare(engine.target, PROMPT, expected, got, sampling)
+    assert not check.equal
+    assert check.position == position
+    assert check.tie is False
+    assert check.gap > check.threshold
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_the_scores_are_those_the_baseline_chose_by(engine, sampling):
+    expected = decode(engine, sampling)
+    for position in range(len(expected)):
+        text = [*PROMPT, *expected[:position]]
+        scores, _ = lossless._scores(engine.target, text, position > 0, sampling)
+        assert int(scores.argmax()) == expected[position]
+
+
+def test_equal_logits_are_a_tie(engine):
+    check = lossless.compare(engine.target, PROMPT, [40], [41], GREEDY)
+    assert check.gap == 0
+    assert check.tie
+
+
+def test_a_shorter_text_is_a_failure(engine):
+    expected = decode(engine, GREEDY)
+    check = lossless.compare(engine.target, PROMPT, expected, expected[:-1], GREEDY)
+    assert (check.equal, check.tie, check.position) == (False, False, 5)
+
+
+def test_thresholds():
+    assert lossless.tie_threshold(17.0, torch.float32) == 1e-4
+    assert lossless.tie_threshold(17.0, torch.bfloat16) == 4 * 0.125
+    assert lossless.tie_threshold(15.9, torch.bfloat16) == 4 * 0.0625
+    assert lossless.tie_threshold(1.0, torch.float16) == 4 * 2.0**-10
+
+
+def test_what_can_be_compared():
+    assert lossless.comparable(Coupled(), WARM)
+    assert lossless.comparable(Rejection(), GREEDY)
+    assert not lossless.comparable(Rejection(), WARM)
+
+
+class NotLossless:
+    lossless, shared_noise = False, False
+
+
+@pytest.mark.parametrize(
+    ("rule", "checks", "word"),
+    [
+        (Coupled(), [{"equal": True}] * 3, "yes"),
+        (Coupled(), [{"equal": True}, {"equal": False, "tie": True}], "yes (1 tie)"),
+        (Coupled(), [{"equal": False, "tie": True}] * 2, "yes (2 ties)"),
+        (Coupled(), [{"equal": False, "tie": True}, {"equal": False, "tie": False}], "no"),
+        (Rejection(), [], "in distribution"),
+        (NotLossless(), [{"equal": True}], "not lossless"),
+    ],
+)
+def test_verdicts(rule, checks, word):
+    method = Method("m", {}, None, {"_target_": "a.Rule"}, GREEDY, "none")
+    empty = {"comparable": True, "tie": None, "position": 0, "gap": 0.5}
+    rows = [{"question_id": i, "repeat": 0, "turn": 0, "check": empty | check} for i, check in enumerate(checks)]
+    rows.append({"question_id": 99, "repeat": 0, "turn": 0, "check": {"comparable": False}})
+    found = verdict(method, rule, rows)
+    assert found["verdict"] == word
+    assert found["compared"] == len(checks)
+    assert len(found["failures"]) == (word == "no")
