@@ -100,7 +100,7 @@ def _summary(
     if len(rows) < total:
         notes.append(f"{len(rows)} of {total} requests were served before the time limit of measure.time_limit")
     if cut:
-        notes.append(f"{len(cut)} questions were longer than the target's positions and were cut from the left")
+        notes.append(f"prompts longer than the target's positions were cut from the left: {len(cut)}")
     return without_nan(
         {
             "experiment": config.name,

@@ -17,7 +17,7 @@ from specdec.experiments.training.tokenizer import train_tokenizer
 
 TEXTS = ["import os\n\n\ndef read(path):\n    return open(path).read()\n", "for i in range(10):\n    print(i, i * i)\n"]
 POSITIONS = 160
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"question_id": 1, "category": "code", "turns": [TEXTS[0]], "reference": ["x"]},
     {"question_id": 2, "category": "code", "turns": [TEXTS[1], "\nprint(", "\n# and\n"]},
     {"question_id": "three", "category": "data", "turns": ["1, 2, 3\n" * 60]},  # longer than there are positions

@@ -8,8 +8,8 @@ import torch
 from specdec import SamplingParams, loading
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
-from specdec.api import Engine
 from specdec.decode import Request
+from specdec.engine import Engine
 from specdec.experiments import lossless
 from specdec.experiments.methods import Method
 from specdec.experiments.summary import verdict

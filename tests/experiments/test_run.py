@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -32,7 +33,7 @@ TURNS = sum(len(question["turns"]) for question in QUESTIONS)
 def draft_overrides(experiment: str, draft: Path) -> list[str]:
     """`draft` wherever the experiment loads a model of the zoo."""
     with hydra.initialize_config_module("specdec.conf", version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose("run", [f"experiment={experiment}"]))
+        config: Any = OmegaConf.to_container(hydra.compose("run", [f"experiment={experiment}"]))
     named = [name for name, method in config["methods"].items() if "model" in method["drafter"]]
     return [f"methods.{name}.drafter.model.name={draft}" for name in named]
 
