@@ -4,6 +4,7 @@
 - `tl.dot` by einsum: numpy's matmul rounds a row differently in another place of the tile, which no GPU does, so
   bitwise tests would fail for no reason.
 - casts from float32 to bf16 and to 8-bit floats: the interpreter cuts bits off instead of rounding to nearest even.
+- masks that come out of a scalar condition are int32, which triton 3.9's loads and stores refuse.
 - time: every call of a helper patches triton.language anew; once a launch is enough.
 - loop bounds read from memory: numpy >= 2.4 refuses int() of a one-element array, which triton 3.6 calls.
 """
@@ -66,6 +67,21 @@ def _patch_lang_tensor(tensor, scope=None):
         scope.set_attr(tensor, "__index__", index)
 
 
+_load, _store = ti.InterpreterBuilder.create_masked_load, ti.InterpreterBuilder.create_masked_store
+
+
+def _bool(mask: ti.TensorHandle) -> ti.TensorHandle:
+    return mask if mask.data.dtype == bool else ti.TensorHandle(mask.data.astype(bool), tl.int1)
+
+
+def _create_masked_load(self, ptrs, mask, *rest, **options):
+    return _load(self, ptrs, _bool(mask), *rest, **options)
+
+
+def _create_masked_store(self, ptrs, value, mask, *rest):
+    return _store(self, ptrs, value, _bool(mask), *rest)
+
+
 _patch_language = ti._patch_lang
 _launch = ti.GridExecutor.__call__
 _patched: set[object] = set()  # modules patched since the launch began
@@ -91,5 +107,7 @@ if hasattr(ti, "_LangPatchScope"):
     ti._patch_lang = _patch_lang
     ti.GridExecutor.__call__ = _launch_grid
 ti.InterpreterBuilder.create_dot = _create_dot
+ti.InterpreterBuilder.create_masked_load = _create_masked_load
+ti.InterpreterBuilder.create_masked_store = _create_masked_store
 ti._convert_float = _convert_float
 ti._patch_lang_tensor = _patch_lang_tensor
