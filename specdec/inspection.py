@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
-from specdec.attention import evaluating, plugged_in
+from specdec.attention import attention_configs, evaluating, plugged_in
 from specdec.cache import LayerShape
 from specdec.tree.token_tree import TokenTree
 
@@ -268,7 +268,8 @@ def check_logits(target: Target) -> None:
 
 
 def _plain_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
-    """`[V]` float32 after the last token."""
-    with evaluating(model):
+    """`[V]` float32 after the last token, with the attention that honours whatever the model asks for: some releases'
+    SDPA leaves out soft-capping."""
+    with evaluating(model), plugged_in(attention_configs(model), "eager"):
         output: Mapping[str, Any] = model(torch.tensor([tokens], device=model.device), use_cache=False)
     return output["logits"][0, -1].float()

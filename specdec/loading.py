@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf"
 ZOO = PACKAGE / "zoo"
 PLUGINS = "specdec.plugins"
+TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -235,9 +236,9 @@ def load_model(
             path, dtype=chosen, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot load {name!r} as a causal language model: {_reason(error)}") from error
+        raise ValueError(f"cannot load {str(name)!r} as a causal language model: {_reason(error)}") from error
     if lacking := sorted(report["missing_keys"]):  # transformers fills in random numbers
-        raise ValueError(f"{name!r} lacks the weights {', '.join(lacking[:3])}{' ...' * (len(lacking) > 3)}")
+        raise ValueError(f"{str(name)!r} lacks the weights {', '.join(lacking[:3])}{' ...' * (len(lacking) > 3)}")
     return model.to(where).eval()
 
 
@@ -257,10 +258,13 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> PreTrai
     Raises:
         ValueError: there is none.
     """
+    path = model_path(name)
+    if Path(path).is_dir() and not any(any(Path(path).glob(files)) for files in TOKENIZER_FILES):
+        raise ValueError(f"no tokenizer for {str(name)!r}: {path} has none of {', '.join(TOKENIZER_FILES)}")
     try:
-        return AutoTokenizer.from_pretrained(model_path(name), trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"no tokenizer for {name!r}: {_reason(error)}") from error
+        raise ValueError(f"no tokenizer for {str(name)!r}: {_reason(error)}") from error
 
 
 def choose_device(device: str) -> torch.device:

@@ -55,6 +55,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "attn_logit_softcapping": 5.0,
             "final_logit_softcapping": 30.0,
             "layer_types": _ALTERNATING,
+            "attn_implementation": "eager",  # some releases' SDPA leaves out the soft-capping
         },
     ),
     "gemma3": (
@@ -125,7 +126,10 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-ARCHITECTURES = tuple(_CONFIGS)
+# Releases of transformers whose attention of these takes keyword arguments, or no mask of its own; refused before.
+_SINCE = {"gpt2": (5, 4), "opt": (5, 2)}
+_RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+ARCHITECTURES = tuple(name for name in _CONFIGS if _SINCE.get(name, (5, 0)) <= _RELEASE)
 
 
 def make_config(architecture: str, **settings: Any) -> PreTrainedConfig:

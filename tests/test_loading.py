@@ -108,7 +108,7 @@ def test_a_folder_without_weights(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no \.safetensors file; specdec loads no pickles"):
         loading.load_model(str(tmp_path))
     torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="specdec loads no pickles. Convert it with save_pretrained"):
+    with pytest.raises(ValueError, match=r"specdec loads no pickles\. Convert it with save_pretrained"):
         loading.load_model(str(tmp_path))
 
 

@@ -188,7 +188,7 @@ def test_text_in_float64_is_equal_without_ties() -> None:
     assert out.sequences[:, ids.shape[1] :].tolist() == [plain_text(model, p, 70) for p in prompts]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3", "gpt_oss", "gpt2", "deepseek_v3"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3", "gpt_oss", "gpt_neox", "deepseek_v3"])
 def test_prefill_in_pieces_is_prefill_in_one(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, small = models(architecture)
     ids, mask, prompts = ragged_batch((40, 3, 17, 40), seed=5)
