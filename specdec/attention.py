@@ -11,13 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from specdec.kernels.tree_attention import Backend, Plan, make_plan, packed, tree_attention
+
+if TYPE_CHECKING:
+    from specdec.kernels.tree_attention.launch import Workspace
 
 NAME = "specdec_tree"
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -33,7 +36,7 @@ class Visibility:
         context_lens: `[B]` int32, committed tokens.
         tree_sizes: `[B]` int32, nodes in the scratch places, those of earlier passes included.
         words: `[R, W]` int64, or None for causal chains.
-        backend: one of BACKENDS, but not auto.
+        backend: one of BACKENDS.
     """
 
     block_table: Tensor
@@ -48,9 +51,18 @@ class Visibility:
         """What the packed path reads to the host, once per pass."""
         return make_plan(self.block_table, self.row_starts, self.context_lens, self.tree_sizes, self.words)
 
+    @cached_property
+    def workspace(self) -> Workspace | None:
+        """What the layers of a pass share on a GPU: the device-side plan, launched once, and buffers."""
+        if self.block_table.device.type == "cpu":
+            return None
+        from specdec.kernels.tree_attention.launch import Workspace
+
+        return Workspace()
+
 
 def choose_backend(backend: str, device: torch.device) -> Backend:
-    """What `auto` stands for on this device.
+    """What `auto` stands for on this device, as far as that is known before the rows are.
 
     Raises:
         ValueError: the name is unknown.
@@ -59,7 +71,7 @@ def choose_backend(backend: str, device: torch.device) -> Backend:
         raise ValueError(f"unknown attention backend {backend!r}; expected one of: {', '.join(BACKENDS)}")
     if backend != "auto":
         return cast(Backend, backend)
-    return "triton" if device.type == "cuda" else "packed"
+    return "packed" if device.type == "cpu" else "auto"  # on CUDA the operation itself chooses: trees or prompts
 
 
 def tree_attention_forward(
@@ -104,6 +116,7 @@ def tree_attention_forward(
             softcap=cap,
             sinks=s_aux,
             backend=rows.backend,
+            workspace=rows.workspace,
         )
     return output[None], None
 
