@@ -222,6 +222,8 @@ def _verify(
     """Logits `[B, N, V]` and the hidden states `[B, N, H]` asked for. Every bucket compiles its own copy of this."""
     batch, nodes = tokens.shape
     starts = torch.arange(0, (batch + 1) * nodes, nodes, dtype=torch.int32, device=tokens.device)
+    live = torch.arange(nodes, device=tokens.device) < counts[:, None]  # [B, N]; anything may stand in the others
+    tokens, depths, words = tokens * live, depths * live, words * live[..., None]
     positions = (lengths[:, None] + depths).flatten()
     if max_positions:
         positions = positions.clamp(max=max_positions - 1)
@@ -309,9 +311,8 @@ class CompiledForward:
             tokens, depths = pad(tokens, (0, size - nodes)), pad(depths, (0, size - nodes))
             words = pad(words, (0, width - words.shape[2], 0, size - nodes))
         counts = counts.to(torch.int32)
-        sizes, places = counts, cache.lengths
-        if first:
-            sizes, places = torch.where(counts > 0, counts + first, 0), cache.lengths + first
+        # New tensors even where nothing is added: of two inputs that are one object, the graph would know one only.
+        sizes, places = torch.where(counts > 0, counts + first, 0), cache.lengths + first
         inputs = (cache.lengths, tokens, depths.to(torch.int32), words, counts, sizes, places)
         about = (self._homes, tuple(self._taps), self._max_positions, self._backend)
         arguments = (self._model, *about, cache.arenas, cache.block_table, *(x.contiguous() for x in inputs))
