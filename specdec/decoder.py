@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,9 @@ class SpeculativeDecoder:
         **settings: Any,
     ) -> SpeculativeDecoder:
         """Load a model and its tokenizer: a zoo name, a folder or a hub id. Other arguments as for the class."""
+        inspect.signature(SpeculativeDecoder).bind(None, None, **settings)  # before the weights are loaded
+        for kind in ("drafter", "tree", "acceptance"):
+            loading.check_spec(kind, settings.get(kind), settings.get("allow_targets", ()))
         tokenizer = loading.load_tokenizer(name, trust_remote_code)
         model = loading.load_model(name, device, dtype, trust_remote_code)
         return SpeculativeDecoder(model, tokenizer, **settings)

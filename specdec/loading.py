@@ -102,6 +102,14 @@ def check(spec: Mapping[str, Any], allow_targets: Collection[str] = (), what: st
             check(value, allow_targets, f"{what}.{key}")
 
 
+def check_spec(kind: str, spec: object, allow_targets: Collection[str] = ()) -> None:
+    """Raise the ValueErrors of `build` about names and keys, without building anything."""
+    if isinstance(spec, str):
+        spec = {"_target_": spec} if "." in spec else read_yaml(kind, spec)
+    if isinstance(spec, Mapping):
+        check(spec, allow_targets, kind)
+
+
 def bind(spec: Mapping[str, Any], allow_targets: Collection[str], what: str) -> tuple[Any, dict[str, Any]]:
     """What a mapping's `_target_` is, and the arguments for it, looked over.
 

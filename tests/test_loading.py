@@ -189,11 +189,26 @@ def test_unknown_dtype_and_device(folder: Path) -> None:
             loading.load_model(str(folder), device=device)
 
 
-def test_unknown_settings_of_a_decoder(folder: Path) -> None:
-    with pytest.raises(ValueError, match="unknown drafter 'ngrm'"):
-        SpeculativeDecoder.from_pretrained(str(folder), drafter="ngrm")
-    with pytest.raises(TypeError, match="drafer"):
-        SpeculativeDecoder.from_pretrained(str(folder), drafer="ngram")
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"drafter": "ngrm"}, ValueError, "unknown drafter 'ngrm'"),
+        ({"drafter": {"_target_": "specdec.drafters.ngram.NGram", "max": 1}}, ValueError, "unknown setting of drafter"),
+        ({"drafter": "os.getcwd"}, ValueError, "would run code from outside specdec"),
+        ({"tree": "chian"}, ValueError, "unknown tree 'chian'"),
+        ({"acceptance": "copled"}, ValueError, "unknown acceptance 'copled'"),
+        ({"drafer": "ngram"}, TypeError, "drafer"),
+    ],
+)
+def test_wrong_settings_are_noticed_before_the_weights_are_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(loading, "load_model", fail)
+    with pytest.raises(error, match=message):
+        SpeculativeDecoder.from_pretrained(str(folder), **settings)
 
 
 # Yamls
