@@ -112,8 +112,8 @@ class DraftModel:
     def _read(self, state: State, roots: Tensor) -> Tensor:
         """Commit the unread token and the root to the draft model's text; its logits `[B, V]` after the root."""
         model, rows = state.model, torch.arange(len(roots), device=roots.device)
-        behind = state.unread >= 0  # [B]
         live = roots >= 0
+        behind = live & (state.unread >= 0)  # [B]; a request that has ended may have left something unread
         if model.device.type != "cuda" and not behind.any():
             chained = TokenTree.roots(roots)
             last = torch.zeros_like(rows)

@@ -153,6 +153,8 @@ class Decoding:
         lap("host")
         tree = self.drafter.propose(self.state, self.roots, sampling.draft_noise(self.rule.shared_noise))
         lap("draft")
+        if tree.max_nodes > self.max_nodes:
+            raise ValueError(f"the drafter proposed {tree.max_nodes} nodes; its needs.max_nodes says {self.max_nodes}")
         output = self.target.verify(tree)
         lap("verify")
         verdict = self.rule(tree, output.logits, sampling)
@@ -174,17 +176,21 @@ class Decoding:
         last = verdict.path.gather(1, (verdict.num_accepted.long() - 1).clamp_min(0)[:, None]).clamp_min(0)  # [B, 1]
         offered = (tree.parents == last).any(-1)
         height = tree.depths.amax(-1)
-        columns = [verdict.num_accepted, tree.sizes, height, offered]
+        damaged = output.logits[torch.arange(len(last), device=last.device), last[:, 0]].isnan().any(-1)
+        columns = [verdict.num_accepted, tree.sizes, height, offered, damaged]
         read = torch.cat([torch.stack([c.long() for c in columns], 1), emitted], 1).tolist()
         emissions = []
-        for slot, (count, size, deep, more, *tokens) in enumerate(read):
+        for slot, (count, size, deep, more, broken, *tokens) in enumerate(read):
             generation = self.slots[slot]
             if generation is None:
                 continue
+            if not count:
+                raise ValueError("the drafter proposed a tree of size 0 for a running text; propose its root at least")
+            if broken:
+                raise ValueError(f"the target's {NAN_LOGITS}")
             emission = self._emit(slot, tokens[:count])
             generation.stats.record(count, len(emission[1]), size, deep, bool(more))
             emissions.append(emission)
-        _refuse_nan(output.logits[torch.arange(len(last), device=last.device), last[:, 0]])
         return emissions
 
     def _emit(self, slot: int, tokens: list[int]) -> tuple[Generation, list[int]]:

@@ -193,7 +193,8 @@ class SpeculativeDecoder:
     ) -> Iterator[str]:
         """Pieces of text as they are decided. Joined, they are what `generate` returns. Stop reading at any time."""
         criteria = stop_criteria(None, stop_strings, self.tokenizer)
-        request = self._request(self._encode(prompt), max_new_tokens, sampling or SamplingParams(), None, criteria)
+        (chosen,) = settings_of(sampling, 1)
+        request = self._request(self._encode(prompt), max_new_tokens, chosen, None, criteria)
         return self._stream(request, stats if stats is not None else DecodingStats())
 
     def _stream(self, request: Request, stats: DecodingStats) -> Iterator[str]:

@@ -321,8 +321,9 @@ class PhaseClock:
 
     def skip(self) -> None:
         """What happened since the last lap was not ours (a consumer of a stream)."""
-        if not self._cuda:
-            self._last = time.perf_counter()
+        if self._cuda:
+            self.lap("")
+        self._last = time.perf_counter()
 
     def finish(self) -> None:
         """Settle events into seconds."""
@@ -330,7 +331,8 @@ class PhaseClock:
             return
         torch.cuda.synchronize()
         for (_, before), (phase, event) in zip(self._events, self._events[1:], strict=False):
-            self._stats.phases[phase] += before.elapsed_time(event) / 1000
+            if phase:  # else skipped
+                self._stats.phases[phase] += before.elapsed_time(event) / 1000
         self._events.clear()
 
 

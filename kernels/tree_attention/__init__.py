@@ -71,7 +71,8 @@ def tree_attention(
             one-token decoding over the row's path, on the GPU they do so for chains.
         backend: see the module's table. "auto": packed on the CPU; on CUDA triton, and sdpa for chains without words
             where it applies.
-        workspace: buffers of the triton backend, so that a CUDA graph can hold them; None takes cached ones.
+        workspace: buffers of the triton backend, shared by the layers of a step, and held by a CUDA graph; None
+            makes new ones for this call.
 
     Returns:
         `[R, Hq, Dv]` in q's dtype.

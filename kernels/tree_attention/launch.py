@@ -143,8 +143,8 @@ def make_device_plan(
     blocks = triton.cdiv(rows * group, config.block_m) + batch  # row blocks of all sequences, at most
     target = max(1, BLOCKS_PER_PROCESSOR * processors(device) // heads)
     bound = triton.cdiv(slots, config.chunk) * blocks if config.fixed else target + blocks
-    items = workspace.buffer(f"items {window}", (batch + 1,), torch.int32, device)
-    chunk = workspace.buffer(f"chunk {window}", (1,), torch.int32, device)
+    items = workspace.buffer(f"items {key}", (batch + 1,), torch.int32, device)
+    chunk = workspace.buffer(f"chunk {key}", (1,), torch.int32, device)
     tree_attention_plan_kernel[(1,)](
         row_starts,
         context_lens,
