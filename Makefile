@@ -52,9 +52,9 @@ demo: install ## plain decoding against speculation on the shipped models, offli
 	$(call say,specdec run experiment=demo)
 	$(BIN)/specdec run experiment=demo $(ARGS)
 
-bench: install ## time the kernels and the loop on this machine
-	$(call say,specdec bench)
-	$(BIN)/specdec bench $(ARGS)
+bench: install ## time the loop against transformers' own on this machine
+	$(call say,benchmarks/loop.py)
+	$(BIN)/python benchmarks/loop.py $(ARGS)
 
 ##@ Check
 .PHONY: test test-slow test-gpu test-oldest test-triton-oldest quality format

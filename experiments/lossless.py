@@ -55,8 +55,8 @@ class Check:
     tie: bool | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """For requests.jsonl."""
-        return asdict(self)
+        """For requests.jsonl, which has no infinity: the gap to a token that is ruled out is null."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
 
 def comparable(rule: AcceptanceRule, sampling: SamplingParams) -> bool:
