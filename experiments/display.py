@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,6 +21,7 @@ from specdec.text import TextPieces
 
 LOG_LINES = 10  # of progress, where the output is no terminal
 SHOWN_PROMPT = 300  # characters of a prompt's end
+STREAM_SECONDS = 20  # a completion that is only shown takes no longer
 
 
 class Bar:
@@ -62,6 +64,8 @@ def show_stream(console: Console, bench: Bench, method: Method, prompt: str, max
     for _, tokens in bench.engines[method.name].run([request], stats):
         for part, style in ((tokens[:-1], "green"), (tokens[-1:], "")):
             _write(console, pieces.push(part), style)
+        if sum(stats.phases.values()) > STREAM_SECONDS:
+            break
     _write(console, pieces.flush(), "")
     seconds = sum(stats.phases.values())
     console.print(f"\n\n{stats.new_tokens} tokens in {stats.steps} steps and {seconds:.2f} s.\n")
@@ -94,17 +98,18 @@ def leaderboard(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]
 
 
 def show_table(console: Console, summary: Mapping[str, Any]) -> None:
-    """The leaderboard."""
-    columns, rows = leaderboard(summary)
-    table = Table(title=f"{summary['experiment']}: {summary['target']['name']}, {summary['target']['dtype']}")
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("method", "lossless") else "right", no_wrap=True)
-    for row in rows:
-        bad = row[-1] in ("no", "not lossless")
-        table.add_row(*row, style="red" if bad else "")
-    # a log has no width: leave the table its own
-    wide = console if console.is_terminal else Console(file=console.file, width=max(console.width, 120))
-    wide.print(table)
+    """The leaderboard, in 80 columns."""
+    target = summary["target"]
+    table = Table(title=f"{summary['experiment']}: {target['name']}, {target['dtype']}", box=SIMPLE)
+    table.add_column("method", overflow="fold")
+    for name in ("accepted", "speed-up", "draft/verify/\naccept/commit %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("lossless")
+    for method, accepted, _, speedup, *shares, lossless in leaderboard(summary)[1]:
+        bad = lossless in ("no", "not lossless")
+        joined = "/".join(share.rstrip("%") for share in shares)
+        table.add_row(method, accepted, speedup, joined, lossless, style="red" if bad else "")
+    console.print(table)
     console.print(
         "accepted: mean tokens a step, the target's own included. speed-up: tokens/s over the baseline, with a 95 % "
         "interval. Shares are of the time after the prefill.",
