@@ -60,6 +60,9 @@ class DraftModel:
         self.model = model
         self.backend, self.compile = backend, compile
         self.vocab_size = Target(model, backend=backend).vocab_size  # looks the model over, too
+        widest = max(map(self.policy.branching, range(self.policy.depth)))
+        if widest > self.vocab_size:
+            raise ValueError(f"the tree drafts {widest} children a node; the draft model has {self.vocab_size} tokens")
         self.needs = DraftNeeds(max_nodes=self.policy.max_nodes)
         self._expanded = count_expanded(self.policy)
 

@@ -54,10 +54,12 @@ class Visibility:
     @cached_property
     def workspace(self) -> Workspace | None:
         """What the layers of a pass share on a GPU: the device-side plan, launched once, and buffers."""
-        if self.block_table.device.type == "cpu":
+        if self.block_table.device.type == "cpu" or self.backend not in ("auto", "triton"):
             return None
-        from specdec.kernels.tree_attention.launch import Workspace
-
+        try:
+            from specdec.kernels.tree_attention.launch import Workspace
+        except ImportError:  # without triton, auto goes to SDPA
+            return None
         return Workspace()
 
 

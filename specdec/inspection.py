@@ -31,7 +31,7 @@ NAN_LOGITS = "logits are NaN; the weights are damaged, or the dtype overflows (t
 # A wrong position or mask changes logits by about their own size; rounding does not come near these.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
 
-_checked: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+_checked: weakref.WeakKeyDictionary[PreTrainedModel, set[str]] = weakref.WeakKeyDictionary()  # by backends
 
 
 def check_architecture(model: object) -> None:
@@ -244,7 +244,8 @@ def check_logits(target: Target) -> None:
         ValueError: they differ by more than rounding, or are NaN.
     """
     model = target.model
-    if model in _checked:
+    checked = _checked.setdefault(model, set())
+    if target.backend in checked:
         return
     vocabulary = target.vocab_size
     prompt = [i * 7919 % vocabulary for i in range(1, 6)]
@@ -264,7 +265,7 @@ def check_logits(target: Target) -> None:
             f"{float(difference.norm() / size):.2g}): it needs inputs that specdec does not give (biases, masks, other "
             "positions), or is not causal, so it cannot be used"
         )
-    _checked.add(model)
+    checked.add(target.backend)
 
 
 def _plain_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:

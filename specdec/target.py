@@ -165,6 +165,8 @@ class Target:
         places = (self.lengths[:, None] + _steps(first, nodes, self.device)).flatten()  # [B * N]
         sizes = torch.where(counts > 0, counts + first, 0) if first else counts
         on_host = counts.tolist() if self.device.type == "cpu" else [nodes] * batch
+        if not any(on_host):
+            return self._nothing(batch, nodes)
         if all(count == nodes for count in on_host):
             starts = _row_starts(batch, nodes, self.device)
             slots = _slots(batch, nodes, self.device)
@@ -184,6 +186,12 @@ class Target:
         spread = [x[0].new_zeros(batch * nodes, x.shape[-1]).index_copy_(0, live, x[0]) for x in _tensors(packed)]
         shaped = [x.view(batch, nodes, -1) for x in spread]
         return TargetOutput(shaped[0], dict(zip(packed.hidden, shaped[1:], strict=True)))
+
+    def _nothing(self, batch: int, nodes: int) -> TargetOutput:
+        """What comes of no live node at all: zeros, without a forward."""
+        hidden = torch.zeros(batch, nodes, self.model.config.get_text_config().hidden_size, device=self.device)
+        logits = torch.zeros(batch, nodes, self.vocab_size, device=self.device)
+        return TargetOutput(logits, dict.fromkeys(self.hidden_layers, hidden))
 
     def commit(self, verdict: Verdict) -> None:
         """Keep the accepted path's KV; the root's is part of it."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+import specdec
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
 from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput, Verdict
@@ -330,3 +331,32 @@ def test_metrics_of_a_batch_are_those_of_its_requests(target: Target, long: dict
     for name in ("accept_lengths", "steps", "new_tokens", "acceptance_by_depth", "mean_accepted_length_per_request"):
         assert getattr(together, name) == getattr(merged, name)
     assert together.forwards < merged.forwards
+
+
+class _Proposes:
+    """A drafter whose tree is whatever the test says."""
+
+    def __init__(self, tree: TokenTree, max_nodes: int):
+        self._tree = tree
+        self.needs = DraftNeeds(max_nodes=max_nodes)
+
+    def open(self, capacity: int, max_length: int, device: torch.device) -> None: ...
+
+    def start(self, state: None, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None: ...
+
+    def propose(self, state: None, roots: Tensor, noise: DraftNoise) -> TokenTree:
+        return self._tree
+
+    def observe(self, state: None, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (TokenTree.from_lists([([], [])]), "size 0|empty"),
+        (TokenTree.chain(torch.tensor([[1, 2, 3, 4]])), "max_nodes"),
+    ],
+)
+def test_trees_that_break_the_contract(tree: TokenTree, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        specdec.generate(make_model("llama"), torch.tensor([[1, 2]]), drafter=_Proposes(tree, 2), max_new_tokens=4)

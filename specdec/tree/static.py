@@ -22,6 +22,8 @@ class StaticTree:
     fixed_shape = True
 
     def __init__(self, paths: Sequence[Sequence[int]]):
+        if not all(isinstance(p, Sequence) and all(type(rank) is int for rank in p) for p in paths):
+            raise ValueError(f"tree paths are {paths!r}; expected a list of lists of ranks, as in [[0], [1], [0, 0]]")
         nodes = sorted({tuple(p) for p in paths}, key=lambda p: (len(p), p))
         known = set(nodes)
         if not nodes:
