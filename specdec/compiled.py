@@ -1,4 +1,4 @@
-"""The verify forward as compiled graphs: inductor, with the weights packed into them ("freezing").
+"""The verify forward as compiled graphs: inductor, with 16-bit weights packed into them ("freezing").
 
 One graph per bucket of (slots, nodes). Trees are padded to the next bucket with dead nodes, and rows stay `[B, N]`
 instead of being packed, so that shapes say nothing about lengths: the text may grow, and the cache be allocated anew,
@@ -8,8 +8,8 @@ without another graph. The KV arena, and who sees what, stay out of the graph's 
 Graphs belong to the model, not to the Target, and are dropped when its weights change: a second decoder, or the next
 call of `generate`, finds them ready. The model itself is left as it was, its own weights stay where they are. 16-bit
 weights are packed, once for all graphs: compiling takes their memory once more, whatever the number of buckets. Wider
-ones are used as they are: packed float32 differs from bucket to bucket and takes many times its memory, for a tenth of
-the time.
+ones stay inputs of the graph: packed float32 differs from bucket to bucket and takes many times its memory, for a tenth
+of the time.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ class CompiledForward:
             torch._dynamo.mark_dynamic(arena, 3)  # the room of a slot
         modules = len(PyCodeCache.modules)
         try:
-            with config.patch({"freezing": True, "cpp.weight_prepack": self._model.dtype.itemsize <= 2}):
+            with config.patch(freezing=self._model.dtype.itemsize <= 2):
                 output: tuple[Tensor, list[Tensor]] = graph(*arguments)
         except Exception as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
