@@ -71,6 +71,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=25)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--compile", action="store_true", help="our engines with compile=True, against transformers only"
+    )
     parser.add_argument("--memory", action="store_true", help="only the memory part (run in a process of its own)")
     options = parser.parse_args()
     if options.memory:
@@ -83,17 +86,25 @@ def main() -> None:
     data = {"name": questions.name, "sha256": questions.sha256, "count": len(prompts)}
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     result: dict[str, Any] = {"provenance": provenance.collect(provenance.command_line(), settings, data)}
-    result["against_transformers"] = against_transformers(target, draft, prompts, options.tokens)
+    result["against_transformers"] = against_transformers(target, draft, prompts, options.tokens, options.compile)
+    if options.compile:
+        finish(result, options.output)
+        return
     result["outside_forwards"] = outside_forwards(target, draft, prompts, options.tokens)
     result["batch_8_over_1"] = batching(target, prompts, options.tokens)
     result["context"] = context_growth(target)
     result["temperature"] = temperature_cost()
     child = [sys.executable, __file__, "--memory", "--target", options.target]
     result["memory"] = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
+    finish(result, options.output)
+
+
+def finish(result: dict[str, Any], output: Path | None) -> None:
+    """Print, write, and print again as JSON."""
     show(result)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({k: v for k, v in result.items() if k != "provenance"}))
 
 
@@ -139,7 +150,7 @@ def timed(methods: dict[str, Run], prompts: list[list[int]], what: str) -> dict[
 
 
 def against_transformers(
-    target: PreTrainedModel, draft: PreTrainedModel, prompts: list[list[int]], tokens: int
+    target: PreTrainedModel, draft: PreTrainedModel, prompts: list[list[int]], tokens: int, compile: bool = False
 ) -> list[dict[str, Any]]:
     """Tokens per second over transformers' with the same weights, n, length and draft."""
     draft.generation_config.num_assistant_tokens_schedule = "constant"
@@ -156,10 +167,14 @@ def against_transformers(
         "assistant_confidence_threshold": draft.generation_config.assistant_confidence_threshold or 0.4,
     }
     engines = {
-        "none": Engine(target, "none", None, "coupled"),
-        "ngram": Engine(target, NGram(NGRAM, 1, LENGTH), None, "coupled"),
-        "draft_model": Engine(target, DraftModel(draft, chain(DRAFT_LENGTH)), None, "coupled"),
+        "none": Engine(target, "none", None, "coupled", compile=compile),
+        "ngram": Engine(target, NGram(NGRAM, 1, LENGTH), None, "coupled", compile=compile),
+        "draft_model": Engine(
+            target, DraftModel(draft, chain(DRAFT_LENGTH), compile=compile), None, "coupled", compile=compile
+        ),
     }
+    for engine in engines.values() if compile else ():
+        engine.warmup()
     methods: dict[str, Run] = {name: ours(engine, tokens) for name, engine in engines.items()}
     methods |= {
         "transformers generate": theirs(target, tokens),
@@ -383,6 +398,9 @@ def show(result: dict[str, Any]) -> None:
         mark = "" if not row["different"] else " (texts differ!)"
         interval = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
         table.add_row(f"{row['method']} / {row['over']}", f"{ratio['ratio']:.2f}x{mark}", interval, texts)
+    if "memory" not in result:
+        console.print(table)
+        return
     for name, share in result["outside_forwards"].items():
         table.add_row(f"{name}: step outside the models' forwards", f"{share:.1%}")
     for name, ratio in result["batch_8_over_1"].items():
