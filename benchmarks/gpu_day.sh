@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Everything worth running when there is a GPU, the most valuable first; needs torch, triton, transformers, pytest, rich.
+#   bash benchmarks/gpu_day.sh [FOLDER]      default: benchmarks/results/<GPU's name>
+# Each part writes its log or its JSON with provenance into FOLDER; a part that fails does not stop the next.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+name=$(python -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))") || {
+    echo "gpu_day.sh: no CUDA device" >&2
+    exit 1
+}
+out=${1:-benchmarks/results/$name}
+mkdir -p "$out"
+part() {
+    printf '\n######## %s\n' "$1"
+    shift
+    "$@" || echo "gpu_day.sh: that part failed (exit $?)"
+}
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit --format=csv >"$out/gpu.csv"
+part "what needs a device" python -m pytest -q -p no:cacheprovider -o addopts="" -m gpu tests 2>&1 | tee "$out/tests_gpu.log"
+part "kernels, compiled" python -m pytest -q -p no:cacheprovider -o addopts="" -m "not slow" tests/kernels 2>&1 | tee "$out/tests_kernels.log"
+part "the loop" python benchmarks/loop.py --output "$out/loop.json" 2>&1 | tee "$out/loop.log"
