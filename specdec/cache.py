@@ -100,7 +100,25 @@ class Places:
             arena[slot, :, place : place + count] = rows[:, first : first + count]
 
 
-class CacheView:
+class RowsOnly:
+    """What a transformers cache is asked for masks and positions: nothing, since rows carry their own."""
+
+    is_compileable = False
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Nothing may be derived from it: rows carry their own positions."""
+        return 0
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        """See `get_seq_length`."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
+        """Key length and offset of a mask."""
+        return query_length, 0
+
+
+class CacheView(RowsOnly):
     """The cache as a transformers model sees it during one forward pass.
 
     `update` stores the new rows and hands the whole arena to the attention function, which knows the lengths. It
@@ -120,18 +138,6 @@ class CacheView:
         self._places.write(keys, key[0])
         self._places.write(values, value[0])
         return keys, values
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        """Nothing may be derived from it: rows carry their own positions."""
-        return 0
-
-    def get_query_offset(self, layer: int = 0) -> int:
-        """See `get_seq_length`."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
-        """Key length and offset of a mask."""
-        return query_length, 0
 
     def __len__(self) -> int:
         return len(self._cache.keys)

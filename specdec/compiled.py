@@ -32,7 +32,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from specdec.attention import evaluating, plugged_in
-from specdec.cache import MAX_SPANS, Places, TreeCache
+from specdec.cache import MAX_SPANS, Places, RowsOnly, TreeCache
 from specdec.core import TargetOutput
 from specdec.kernels.tree_attention import Plan, make_plan, packed, tree_attention
 from specdec.tree.token_tree import num_words
@@ -135,7 +135,7 @@ torch.library.register_fake("specdec::tree_attention", _attend_fake, lib=_librar
 
 
 # ------------------------------------------------------------------------------------------------- what is compiled
-class _Pass:
+class _Pass(RowsOnly):
     """One forward pass inside the graph: the cache as the model sees it, and what its attention function is told.
 
     `update` only hands the new rows on; the operator stores them.
@@ -152,15 +152,6 @@ class _Pass:
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         self.layer = layer
         return key, value
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return 0
-
-    def get_query_offset(self, layer: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
-        return query_length, 0
 
     def __len__(self) -> int:
         return len(self.homes)
