@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from specdec.kernels.tree_attention.launch import Workspace
 
 NAME = "specdec_tree"
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
+CHAINS_ONLY = ("varlen", "flash_attn")
+BACKENDS: tuple[Backend, ...] = tuple(name for name in get_args(Backend) if name not in CHAINS_ONLY)  # of a target
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,13 @@ def choose_backend(backend: str, device: torch.device) -> Backend:
     """What `auto` stands for on this device, as far as that is known before the rows are.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or it has no trees.
     """
+    if backend in CHAINS_ONLY:
+        raise ValueError(
+            f"attention backend {backend!r} does prompts and chains only, but a target verifies trees; "
+            f"use 'auto', which gives the prompts to such a kernel where there is one"
+        )
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; expected one of: {', '.join(BACKENDS)}")
     if backend != "auto":

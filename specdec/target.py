@@ -29,7 +29,7 @@ class Target:
 
     Args:
         model: any transformers causal LM whose attention can be replaced; it is left as it was found.
-        backend: of tree attention: auto, packed, sdpa, naive or triton.
+        backend: of tree attention: auto, packed, triton, sdpa, flex or naive.
         hidden_layers: layers whose outputs every result carries (see TargetOutput).
         compile: verify with compiled graphs (see `compiled`), made when first needed or by `warmup`. Prefill stays as
             it is.
@@ -75,7 +75,8 @@ class Target:
             ValueError: the model has no positions for that many tokens.
         """
         inspection.check_length(self.model, max_length, self.max_positions)
-        room = max_length + 2 * max_nodes  # a tree may start on the last place; what is too long is cut when it is read
+        # A tree may start on the last place, on a GPU another one behind it: what is too long is cut when it is read.
+        room = max_length + (3 if self.device.type != "cpu" else 2) * max_nodes
         if self.cache.capacity == capacity and self.cache.room >= room:
             self.cache.lengths.zero_()
         else:

@@ -7,18 +7,22 @@ whose bits are set in its ancestor words. Backends, chosen by `backend="auto"`:
 |---|---|---|
 | naive | any | the maths, in the input's dtype; float64 is the tests' oracle |
 | packed | CPU | query heads of one KV head packed into one matrix; `Plan` shared by all layers of a step |
-| sdpa | any | torch's SDPA with dense masks; CUDA prompts, and the rival in benchmarks |
+| sdpa | any | torch's SDPA with dense masks; the rival in benchmarks |
 | triton | CUDA | fused.py: split-KV, device-side lengths, graph-capturable |
+| flex | any | torch's FlexAttention; compiled on CUDA, plain operators on the CPU |
+| varlen | CUDA | torch's variable-length FlashAttention: prompts and chains only |
+| flash_attn | CUDA | the flash-attn package, an extra: prompts and chains only |
 """
 
 import importlib.util
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from specdec.kernels.tree_attention import packed, sdpa
+from specdec.kernels.tree_attention import flash_attn, flex, packed, sdpa, varlen
+from specdec.kernels.tree_attention.chains import fits
 from specdec.kernels.tree_attention.checks import check_shapes, check_values
 from specdec.kernels.tree_attention.naive import tree_attention_naive
 from specdec.kernels.tree_attention.plan import Plan, make_plan
@@ -26,9 +30,9 @@ from specdec.kernels.tree_attention.plan import Plan, make_plan
 if TYPE_CHECKING:
     from specdec.kernels.tree_attention.launch import Workspace
 
-__all__ = ["Backend", "Plan", "make_plan", "packed", "sdpa", "tree_attention", "tree_attention_naive"]
+__all__ = ["Backend", "Plan", "flex", "make_plan", "packed", "sdpa", "tree_attention", "tree_attention_naive"]
 
-Backend = Literal["auto", "naive", "packed", "sdpa", "triton"]
+Backend = Literal["auto", "naive", "packed", "sdpa", "triton", "flex", "varlen", "flash_attn"]
 
 
 def tree_attention(
@@ -69,8 +73,8 @@ def tree_attention(
         sinks: `[Hq]` logits that join the softmax's denominator, or None.
         fixed_chunks: give every row bits that do not depend on the batch; slower. On the CPU (packed) they equal
             one-token decoding over the row's path, on the GPU they do so for chains.
-        backend: see the module's table. "auto": packed on the CPU; on CUDA triton, and sdpa for chains without words
-            where it applies.
+        backend: see the module's table. "auto": packed on the CPU; on CUDA triton, and for chains without words the
+            first of varlen, flash_attn and sdpa that is there and applies.
         workspace: buffers of the triton backend, shared by the layers of a step, and held by a CUDA graph; None
             makes new ones for this call.
 
@@ -90,7 +94,9 @@ def tree_attention(
         scale = q.shape[2] ** -0.5
     if backend == "auto":
         backend = choose_backend(q, v_pool, words, softcap, sinks, fixed_chunks)
-    if fixed_chunks and backend in ("naive", "sdpa"):
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if fixed_chunks and backend not in ("packed", "triton"):
         raise ValueError(f"fixed_chunks needs backend 'packed' or 'triton', got {backend!r}")
     if backend == "naive":
         return tree_attention_naive(
@@ -109,18 +115,24 @@ def tree_attention(
         return packed.attend(
             q, k_pool, v_pool, plan, scale=scale, window=window, softcap=softcap, sinks=sinks, fixed_chunks=fixed_chunks
         )
-    if backend == "sdpa":
-        return sdpa.attend(q, k_pool, v_pool, plan, scale=scale, window=window, softcap=softcap, sinks=sinks)
-    raise ValueError(f"backend must be auto, naive, packed, sdpa or triton, got {backend!r}")
+    attend = {"sdpa": sdpa.attend, "flex": flex.attend, "varlen": varlen.attend, "flash_attn": flash_attn.attend}[
+        backend
+    ]
+    return attend(q, k_pool, v_pool, plan, scale=scale, window=window, softcap=softcap, sinks=sinks)
 
 
 def choose_backend(
     q: Tensor, v_pool: Tensor, words: Tensor | None, softcap: float, sinks: Tensor | None, fixed_chunks: bool
-) -> Literal["packed", "sdpa", "triton"]:
+) -> Literal["packed", "sdpa", "triton", "varlen", "flash_attn"]:
     """What `backend="auto"` means for these arguments."""
-    if q.device.type != "cuda" or q.dtype == torch.float64:
+    if q.device.type == "cpu" or q.dtype == torch.float64:
         return "packed"
     plain = not softcap and sinks is None and not fixed_chunks
+    if plain and words is None and fits(q, v_pool):
+        if varlen.available(q.device):
+            return "varlen"
+        if flash_attn.installed():
+            return "flash_attn"
     if plain and (words is None or max(q.shape[2], v_pool.shape[3]) > 256 or not _has_triton()):
         return "sdpa"
     return "triton"

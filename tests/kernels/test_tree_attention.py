@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rows": ({"row_starts": torch.tensor([0, 9], dtype=torch.int32)}, "row_starts must rise"),
     "window": ({"window": -1}, "window must be 0"),
     "sinks": ({"sinks": torch.zeros(3)}, r"sinks must have shape \[4\]"),
-    "backend": ({"backend": "cudnn"}, "backend must be auto, naive"),
+    "backend": ({"backend": "cudnn"}, "backend must be one of auto, naive, .*, flash_attn, got 'cudnn'"),
 }
 
 
@@ -228,7 +228,7 @@ def test_sdpa_refuses_what_it_cannot_do() -> None:
         make_case([80], [4]).run("sdpa", fixed_chunks=True)
 
 
-def test_import_leaves_triton_alone() -> None:
+def test_import_leaves_optional_packages_alone() -> None:
     folder = Path(tree_attention_module.__file__).parents[1]
     code = f"""
 import sys, types
@@ -236,6 +236,7 @@ for name, path in (("specdec", "specdec"), ("specdec.kernels", {str(folder)!r}))
     sys.modules[name] = types.ModuleType(name)  # without what the rest of the library imports
     sys.modules[name].__path__ = [path]
 import specdec.kernels.tree_attention
-assert "triton" not in sys.modules, "triton was imported"
+for name in ("triton", "flash_attn", "torch.nn.attention.varlen"):
+    assert name not in sys.modules, name
 """
     subprocess.run([sys.executable, "-c", code], check=True)
