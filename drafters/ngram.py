@@ -1,21 +1,24 @@
 """Prompt lookup: what followed the last few tokens earlier in this text may follow again.
 
 The longest suffix that occurred before wins; its latest continuations, and then those of shorter suffixes, are merged
-into a tree. An index of n-grams is kept up to date token by token, so a step costs the same however long the text.
+into a tree. On the host an index of n-grams is kept up to date token by token, so a step costs the same however long
+the text. On a GPU the text lies in its memory and is searched whole, so that a step waits for nobody. Both propose the
+same.
 Saxena, Prompt Lookup Decoding (github.com/apoorvumang/prompt-lookup-decoding), 2023; Yang et al., arXiv 2304.04487.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from specdec.core import DraftNeeds, TargetOutput, Verdict
+from specdec.kernels.ngram_match import ngram_match
 from specdec.sampling import DraftNoise
-from specdec.tree.token_tree import TokenTree, merge_paths
+from specdec.tree.merge import merge_continuations
+from specdec.tree.token_tree import TokenTree
 
 
 class Text:
@@ -44,12 +47,75 @@ class Text:
         return [self._tokens[start : start + length] for start in found[: self._keep]]
 
 
-@dataclass(slots=True)
-class State:
-    """Texts by slot, and where trees go."""
+class HostTexts:
+    """The indexed texts by slot, and where trees go."""
 
-    device: torch.device
-    texts: dict[int, Text] = field(default_factory=dict)
+    def __init__(self, settings: NGram, device: torch.device):
+        self._settings, self._device = settings, device
+        self.texts: dict[int, Text] = {}
+
+    def enter(self, slots: list[int], prompts: list[list[int]]) -> None:
+        """Index new texts."""
+        for slot, prompt in zip(slots, prompts, strict=True):
+            text = self.texts[slot] = Text(self._settings.max_ngram, self._settings.continuations)
+            for token in prompt:
+                text.append(token)
+
+    def append(self, tokens: Tensor, counts: Tensor) -> None:
+        """Index the first `counts` `[B]` of `tokens` `[B, D]`."""
+        for slot, (row, count) in enumerate(zip(tokens.tolist(), counts.tolist(), strict=True)):
+            for token in row[: max(count, 0)]:
+                self.texts[slot].append(token)
+
+    def trees(self, roots: Tensor) -> TokenTree:
+        """What may follow `roots` `[B]`, the last tokens of the texts; -1 for an empty slot."""
+        lookup = self._settings
+        last = roots.tolist()
+        paths = [
+            self.texts[slot].continuations(lookup.min_ngram, lookup.length) if root >= 0 else []
+            for slot, root in enumerate(last)
+        ]
+        return TokenTree.from_paths(last, paths, lookup.needs.max_nodes, self._device)
+
+
+class DeviceTexts:
+    """As HostTexts, in fixed buffers on the device: `append` and `trees` read nothing to the host.
+
+    Attributes:
+        tokens: `[capacity, max_length + 1]` int64; the last column takes what belongs nowhere.
+        lengths: `[capacity]` int32. The text of a request that has ended may go on: it stops at `max_length`.
+    """
+
+    def __init__(self, settings: NGram, capacity: int, max_length: int, device: torch.device):
+        self._settings, self._max_length = settings, max_length
+        self.tokens = torch.zeros(capacity, max_length + 1, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(capacity, dtype=torch.int32, device=device)
+
+    def enter(self, slots: list[int], prompts: list[list[int]]) -> None:
+        """Copy new texts."""
+        for slot, prompt in zip(slots, prompts, strict=True):
+            self.tokens[slot, : len(prompt)] = torch.tensor(prompt, device=self.tokens.device)
+            self.lengths[slot] = len(prompt)
+
+    def append(self, tokens: Tensor, counts: Tensor) -> None:
+        """Add the first `counts` `[B]` of `tokens` `[B, D]`."""
+        step = torch.arange(tokens.shape[1], device=tokens.device)
+        place = torch.where(step < counts[:, None], self.lengths[:, None] + step, self._max_length)  # [B, D]
+        self.tokens.scatter_(1, place.clamp_max(self._max_length), tokens)
+        self.lengths.add_(counts.clamp_min(0)).clamp_max_(self._max_length)
+
+    def trees(self, roots: Tensor) -> TokenTree:
+        """See HostTexts; trees are padded to one shape."""
+        lookup = self._settings
+        texts = self.tokens[:, : self._max_length]
+        starts, _ = ngram_match(texts, self.lengths, lookup.min_ngram, lookup.max_ngram, lookup.continuations)  # [B, K]
+        place = starts[..., None] + torch.arange(lookup.length, device=roots.device)  # [B, K, length]
+        tokens = texts.gather(1, place.clamp(0, self._max_length - 1).flatten(1)).view_as(place)
+        lengths = torch.where(starts >= 0, self.lengths[:, None] - starts, 0)  # [B, K], cut at `length` by the shape
+        return merge_continuations(roots, tokens, lengths, lookup.needs.max_nodes)
+
+
+Texts = HostTexts | DeviceTexts
 
 
 class NGram:
@@ -79,31 +145,19 @@ class NGram:
         self.max_ngram, self.min_ngram, self.length, self.continuations = max_ngram, min_ngram, length, continuations
         self.needs = DraftNeeds(max_nodes=max_nodes)
 
-    def open(self, capacity: int, max_length: int, device: torch.device) -> State:
+    def open(self, capacity: int, max_length: int, device: torch.device) -> Texts:
         """No text yet."""
-        return State(device)
+        return DeviceTexts(self, capacity, max_length, device) if device.type != "cpu" else HostTexts(self, device)
 
-    def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
-        """Index the prompts."""
-        for slot, prompt in zip(slots, prompts, strict=True):
-            text = state.texts[slot] = Text(self.max_ngram, self.continuations)
-            for token in prompt:
-                text.append(token)
+    def start(self, state: Texts, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
+        """The prompts are the first texts."""
+        state.enter(slots, prompts)
 
-    def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
-        """The root is new to the text: index it, then look up."""
-        trees = []
-        for slot, root in enumerate(roots.tolist()):
-            paths: list[list[int]] = []
-            if root >= 0:
-                state.texts[slot].append(root)
-                paths = state.texts[slot].continuations(self.min_ngram, self.length)
-            trees.append(merge_paths(root, paths, self.needs.max_nodes))
-        return TokenTree.from_lists(trees, state.device)
+    def propose(self, state: Texts, roots: Tensor, noise: DraftNoise) -> TokenTree:
+        """The root is new to the text: add it, then look up."""
+        state.append(roots[:, None], (roots >= 0).int())
+        return state.trees(roots)
 
-    def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
-        """Index the accepted tokens; the next root comes with the next proposal."""
-        emitted, counts = verdict.emitted(tree).tolist(), verdict.num_accepted.tolist()
-        for slot, count in enumerate(counts):
-            for token in emitted[slot][: max(count - 1, 0)]:
-                state.texts[slot].append(token)
+    def observe(self, state: Texts, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
+        """Add the accepted tokens; the next root comes with the next proposal."""
+        state.append(verdict.emitted(tree), verdict.num_accepted - 1)

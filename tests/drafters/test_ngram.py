@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from specdec.core import TargetOutput, Verdict
 from specdec.drafters import ngram
-from specdec.drafters.ngram import NGram, Text
+from specdec.drafters.ngram import DeviceTexts, HostTexts, NGram, Text
 from specdec.sampling import SamplingParams
+from specdec.tree.token_tree import TokenTree
 
-from ..fakes import Harness
+from ..fakes import Harness, check_shape
 
 
 def naive_continuations(text: list[int], max_ngram: int, min_ngram: int, length: int, keep: int) -> list[list[int]]:
@@ -77,6 +80,81 @@ def test_accepted_tokens_are_indexed_and_rejected_ones_are_not() -> None:
             fresh = index(tokens, drafter.max_ngram, drafter.continuations)
             assert harness.state.texts[slot]._tokens == tokens
             assert harness.state.texts[slot]._index == fresh._index
+
+
+class OnDevice(NGram):
+    """What runs on a GPU, here."""
+
+    def open(self, capacity: int, max_length: int, device: torch.device) -> DeviceTexts:
+        return DeviceTexts(self, capacity, max_length, device)
+
+
+def nodes(tree: TokenTree, slot: int) -> tuple[list[int], list[int]]:
+    """Tokens and parents without padding: node for node what a tree is."""
+    size = int(tree.sizes[slot])
+    return tree.tokens[slot, :size].tolist(), tree.parents[slot, :size].tolist()
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), min_size=3, max_size=3),
+    st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6), st.integers(1, 4), st.integers(2, 20)),
+)
+@settings(max_examples=30)
+def test_host_and_device_propose_the_same(prompts: list[list[int]], numbers: tuple[int, ...]) -> None:
+    """Through steps in which a request leaves and another takes its slot."""
+    most, least, length, continuations, max_nodes = numbers
+    chosen = max(most, least), min(most, least), length, continuations, max_nodes
+    host, device = (Harness(kind(*chosen), 3, 3, SamplingParams(), True, 80) for kind in (NGram, OnDevice))
+    for number in range(5):
+        for harness in (host, device):
+            if number == 0:
+                harness.enter([0, 2], prompts[:2])
+            elif number == 2:
+                harness.leave(2)
+            elif number == 3:
+                harness.enter([2], prompts[2:])
+        trees = host.step(), device.step()
+        check_shape(trees[1])
+        for slot in range(3):
+            assert nodes(trees[0], slot) == nodes(trees[1], slot)
+    assert host.texts == device.texts
+    for slot, text in device.texts.items():
+        assert device.state.tokens[slot, : int(device.state.lengths[slot])].tolist() == text
+
+
+def test_an_ended_text_stops_at_the_end_of_its_buffer() -> None:
+    """The host may read a step late, and let an ended request run on: its neighbours do not notice."""
+    drafter = OnDevice(length=8)
+    state = drafter.open(2, 10, torch.device("cpu"))
+    drafter.start(state, [0, 1], [[1, 2] * 5, [3, 4]], TargetOutput(torch.empty(2, 1, 5)))
+    for _ in range(3):
+        tree = drafter.propose(state, torch.tensor([1, -1]), None)  # type: ignore[arg-type]
+        path = torch.tensor([[0, 1, 2, 3], [-1, -1, -1, -1]])
+        verdict = Verdict(path, torch.tensor([4, 0]), torch.tensor([1, 0]))
+        drafter.observe(state, tree, verdict, TargetOutput(torch.empty(2, 1, 5)))
+    assert state.lengths.tolist() == [10, 2]
+    assert state.tokens[0, :10].tolist() == [1, 2] * 5
+    assert state.tokens[1, :2].tolist() == [3, 4]
+
+
+def test_a_step_on_the_device_reads_nothing_to_the_host() -> None:
+    """Tensors of a device without memory: whoever wants a number of theirs, or brings one of the CPU along, fails."""
+    drafter, meta = OnDevice(), torch.device("meta")
+    state = drafter.open(3, 50, meta)
+    for _ in range(2):
+        tree = drafter.propose(state, torch.ones(3, dtype=torch.int64, device=meta), None)  # type: ignore[arg-type]
+        assert tree.tokens.shape == (3, 16)
+        counts = torch.ones(3, dtype=torch.int32, device=meta)
+        verdict = Verdict(torch.zeros(3, 5, dtype=torch.int64, device=meta), counts, counts.long())
+        drafter.observe(state, tree, verdict, TargetOutput(torch.zeros(3, 16, 9, device=meta)))
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        tree.sizes.tolist()
+
+
+def test_texts_lie_on_the_device_if_that_is_a_gpu() -> None:
+    with FakeTensorMode():  # which has every device
+        assert isinstance(NGram().open(1, 9, torch.device("cuda")), DeviceTexts)
+        assert isinstance(NGram().open(1, 9, torch.device("cpu")), HostTexts)
 
 
 class CountingDeque(deque):
