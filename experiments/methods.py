@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from specdec import loading
@@ -23,6 +23,7 @@ class Method:
         drafter, tree, acceptance: mappings with `_target_`; tree None for the drafter's own.
         sampling: how tokens are chosen.
         baseline: the method it is measured against; None if it is a baseline itself.
+        synthetic: its drafter is told the text beforehand. The name of such a method always says so.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Method:
     acceptance: Spec
     sampling: SamplingParams
     baseline: str | None
+    synthetic: bool = False
 
 
 def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...]) -> tuple[Method, ...]:
@@ -60,7 +62,7 @@ def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...]) -> tuple[Meth
         ordered.append(Method(name, {"_target_": NO_DRAFTER}, None, plain, sampling, None))
         for m in methods:
             if m.sampling == sampling and m.drafter["_target_"] != NO_DRAFTER:
-                ordered.append(Method(m.name, m.drafter, m.tree, m.acceptance, m.sampling, name))
+                ordered.append(replace(m, baseline=name))
     return tuple(ordered)
 
 
@@ -95,7 +97,20 @@ def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, .
     rule: AcceptanceRule = loading.build("acceptance", acceptance, allow_targets=allowed)
     if not hasattr(rule, "lossless"):
         raise ValueError(f"methods.{name}.acceptance does not say whether it is lossless; see core.AcceptanceRule")
-    return Method(name, drafter, tree, acceptance, SamplingParams.from_dict(specs["sampling"] or {}), None)
+    synthetic = _is_synthetic(drafter, allowed)
+    name = f"{name}_synthetic" if synthetic and "synthetic" not in name else name
+    sampling = SamplingParams.from_dict(specs["sampling"] or {})
+    return Method(name, drafter, tree, acceptance, sampling, None, synthetic)
+
+
+def _is_synthetic(spec: Any, allowed: tuple[str, ...]) -> bool:
+    """Whether a drafter is, or has a part that is; see `core.Drafter`."""
+    if isinstance(spec, str):
+        return spec in loading.names("drafter") and _is_synthetic(loading.read_yaml("drafter", spec), allowed)
+    if isinstance(spec, Mapping):
+        made = "_target_" in spec and getattr(loading.find_target(spec["_target_"], allowed), "synthetic", False)
+        return bool(made) or _is_synthetic(list(spec.values()), allowed)
+    return isinstance(spec, list) and any(_is_synthetic(part, allowed) for part in spec)
 
 
 def _resolve(kind: str, spec: Any, where: str) -> Spec | None:

@@ -131,7 +131,8 @@ def _speedup(
         return [(sum(r["new_tokens"] for r in c), sum(r["seconds"] for r in c)) for c in cells]
 
     found = metrics.speedup(totals(ours), totals(theirs), seed=seed)
-    label = {"no": "failed check", "not lossless": "not lossless"}.get(word, "")
+    label = "synthetic" if method.synthetic else ""
+    label = {"no": "failed check", "not lossless": "not lossless"}.get(word, label)
     return {**found._asdict(), "label": label}
 
 

@@ -41,6 +41,11 @@ class Verdict:
         tokens = tree.tokens.gather(1, following.clamp_min(0))
         return torch.where(following >= 0, tokens, self.next_token[:, None])
 
+    def read(self, tree: TokenTree) -> list[list[int]]:
+        """Every slot's new tokens, none for an empty slot. The one read from the device of drafters on the host."""
+        rows = torch.cat([self.num_accepted[:, None].long(), self.emitted(tree)], 1).tolist()
+        return [tokens[:count] for count, *tokens in rows]
+
 
 @dataclass(frozen=True, slots=True)
 class TargetOutput:
@@ -62,23 +67,33 @@ class DraftNeeds:
     Attributes:
         max_nodes: most nodes a proposed tree can have, the root included.
         hidden_layers: layers whose outputs `start` and `observe` must get.
+        on_device: beside a target on a GPU, `propose` and `observe` read nothing to the host, and change nothing but
+            the contents of the state's tensors: a CUDA graph may hold them.
     """
 
     max_nodes: int
     hidden_layers: tuple[int, ...] = ()
+    on_device: bool = False
 
 
 class Drafter(Protocol):
     """Proposes trees. A new method is one file in drafters/ and one yaml in conf/drafter/.
 
     The object holds weights and settings; everything of a request lives in the state that `open` returns, so one
-    drafter serves many decoders.
+    drafter serves many decoders. What it may have besides:
+        vocab_size, hidden_size: the target must have the same.
+        synthetic: it knows the text beforehand, to study costs; results say so beside its name.
+        reads_own_tree: `observe` wants the tree that this drafter proposed, and no other one with the same root.
     """
 
     needs: DraftNeeds
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> Any:
-        """Buffers for `capacity` slots of at most `max_length` tokens. Trees must come out on `device`."""
+        """Buffers for `capacity` slots of at most `max_length` tokens. Trees must come out on `device`.
+
+        The host sees the end of a text late: up to two steps may run past `max_length`. What is proposed there is
+        never read, but it must not fail.
+        """
 
     def start(self, state: Any, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
         """Requests enter free slots. `prefill.hidden` holds the prompts' hidden states, `[len(slots), L, H]`."""

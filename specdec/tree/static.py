@@ -15,6 +15,9 @@ class StaticTree:
         paths: every node's path of ranks from the root; a node's parent must be listed too, and so must its better
             siblings (children are drawn best first, so a gap would throw a drawn child away).
 
+    Attributes:
+        paths: the same as tuples, level by level.
+
     Raises:
         ValueError: there is no path, or a parent or a better sibling is missing; the message names the path.
     """
@@ -38,6 +41,7 @@ class StaticTree:
                 raise ValueError(f"tree path {list(path)} has no better sibling; add {[*path[:-1], path[-1] - 1]}")
         self.depth = max(map(len, nodes))
         self.max_nodes = len(nodes) + 1
+        self.paths = tuple(nodes)
         self._levels = [[p for p in nodes if len(p) == level + 1] for level in range(self.depth)]
         self._parents = {path[:-1] for path in nodes}
         self._choices: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}

@@ -151,6 +151,14 @@ class TokenTree:
         depths = torch.tensor(depth_rows, dtype=torch.int32, device=device)
         return tree.with_shape(depths, torch.tensor(word_rows, dtype=torch.int64, device=device))
 
+    def only(self, live: Tensor) -> TokenTree:
+        """The same trees where `live` `[B]` bool, size 0 elsewhere; a tree of fixed children."""
+        keep = live[:, None]
+        tree = TokenTree(
+            torch.where(keep, self.tokens, 0), torch.where(keep, self.parents, -1), torch.where(live, self.sizes, 0)
+        )
+        return tree.with_shape(torch.where(keep, self.depths, 0), torch.where(keep[..., None], self.words, 0))
+
     def with_shape(self, depths: Tensor, words: Tensor) -> TokenTree:
         """Fill in depths `[B, N]` and words `[B, N, W]` where the maker already knows them; returns the tree itself."""
         self.__dict__["depths"], self.__dict__["words"] = depths, words

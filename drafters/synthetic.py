@@ -1,0 +1,159 @@
+"""Drafts that are right as often as they are told to be: to study what a step costs, not a method.
+
+What is right comes from a decoding that has been done before: texts that are handed in, or the target's own greedy
+text, decoded token by token when a request enters (its time falls into the prefill, which is not to be compared).
+Nothing is read from the request that is being served, so a text that leaves its reference, as one that is sampled
+leaves a greedy reference, is drafted wrongly from there on, in trees of the same size.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from specdec.core import TreePolicy
+from specdec.drafters.text_drafter import TextDrafter
+from specdec.target import Target
+from specdec.tree.static import StaticTree, chain
+from specdec.tree.token_tree import TokenTree
+
+MOST_KNOWN = 4096  # references of the model that are kept
+
+
+@dataclass(slots=True)
+class Text:
+    """A request beside its reference.
+
+    Attributes:
+        reference: prompt and continuation.
+        key: of the prompt, for the draws.
+        length: tokens of the text so far.
+        last: its last token.
+        lost: it has left the reference.
+    """
+
+    reference: Sequence[int]
+    key: int
+    length: int
+    last: int
+    lost: bool = False
+
+
+class Synthetic(TextDrafter[Text]):
+    """See the module.
+
+    Args:
+        acceptance: how often a node on the right path has a right child, by depth (the last number holds for all depths
+            below), or one number. Draws depend on the seed, the prompt and the place alone.
+        tree: a chain of 4, or another static tree. The right token is the first child.
+        model: decodes the references: the target itself, for greedy decoding.
+        references: instead of the model, whole texts, each a prompt and its continuation.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a number is out of range, the tree is not static, or there is not one source of references.
+    """
+
+    synthetic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        acceptance: float | Sequence[float] = 0.7,
+        tree: TreePolicy | None = None,
+        model: PreTrainedModel | None = None,
+        references: Sequence[Sequence[int]] | None = None,
+        seed: int = 0,
+    ):
+        policy = tree if tree is not None else chain(4)
+        self.acceptance = tuple(acceptance) if isinstance(acceptance, Sequence) else (acceptance,)
+        if not self.acceptance or not all(0 <= a <= 1 for a in self.acceptance):
+            raise ValueError(
+                f"synthetic.acceptance is {acceptance!r}; expected numbers from 0 to 1, one for each depth"
+            )
+        if not isinstance(policy, StaticTree):
+            raise ValueError(f"synthetic has no probabilities to grow {policy!r} by; give tree=chain or tree=static")
+        if (model is None) == (references is None):
+            raise ValueError(
+                "synthetic needs either the target as `model`, or `references`: prompts with continuations"
+            )
+        super().__init__(policy.max_nodes)
+        self.model, self.references, self.seed = model, references, seed
+        self.paths = policy.paths
+        places = {path: j for j, path in enumerate(((), *policy.paths))}
+        self._parents = [-1, *(places[path[:-1]] for path in policy.paths)]
+        self._known: dict[tuple[int, ...], list[int]] = {}
+
+    def read(self, prompts: list[list[int]], max_length: int) -> list[Text]:
+        """Find or decode the references.
+
+        Raises:
+            ValueError: no reference begins with a prompt.
+        """
+        if self.references is not None:
+            found: Sequence[Sequence[int]] = [self._find(prompt, self.references) for prompt in prompts]
+        else:
+            found = self._decode(prompts, max_length)
+        return [Text(ref, hash(tuple(p)), len(p), p[-1]) for p, ref in zip(prompts, found, strict=True)]
+
+    @staticmethod
+    def _find(prompt: list[int], references: Sequence[Sequence[int]]) -> Sequence[int]:
+        matching = [text for text in references if list(text[: len(prompt)]) == prompt]
+        if not matching:
+            raise ValueError(
+                f"none of the {len(references)} references of drafter synthetic begins with the prompt {prompt[:8]}..."
+                f" ({len(prompt)} tokens); add its whole text to `references`"
+            )
+        return max(matching, key=len)
+
+    def _decode(self, prompts: list[list[int]], max_length: int) -> list[list[int]]:
+        known = self._known
+        new = [p for p in prompts if len(known.get(tuple(p), ())) < max_length]
+        if len(known) + len(new) > MOST_KNOWN:
+            known.clear()
+            new = prompts
+        if new:
+            known.update(zip(map(tuple, new), greedy(self.model, new, max_length), strict=True))
+        return [known[tuple(p)] for p in prompts]
+
+    def append(self, text: Text, tokens: Sequence[int]) -> None:
+        """Compare with the reference."""
+        beside = list(text.reference[text.length : text.length + len(tokens)])
+        text.lost = text.lost or beside != list(tokens)
+        text.length += len(tokens)
+        text.last = tokens[-1]
+
+    def draft(self, text: Text, vocab_size: int) -> tuple[list[int], list[int]]:
+        """As deep as the draw says, first children carry the reference; all others carry something else."""
+        right = [] if text.lost else text.reference[text.length :]
+        draw = random.Random(hash((self.seed, text.key, text.length)))
+        depth = 0
+        while draw.random() < self.acceptance[min(depth, len(self.acceptance) - 1)] and depth < len(right):
+            depth += 1
+        tokens = [text.last]
+        for path in self.paths:
+            true = right[len(path) - 1] if len(path) <= len(right) else text.last
+            wrong = (true + 1 + path[-1] % (vocab_size - 1)) % vocab_size
+            tokens.append(true if len(path) <= depth and not any(path) else wrong)
+        return tokens, self._parents
+
+
+@torch.inference_mode()
+def greedy(model: PreTrainedModel | None, prompts: list[list[int]], max_length: int) -> list[list[int]]:
+    """Every prompt with its greedy continuation, `max_length` tokens in all, one token a step."""
+    assert model is not None
+    target = Target(model)
+    target.open(len(prompts), max_length, 1)
+    logits = target.prefill(list(range(len(prompts))), prompts).logits  # [B, 1, V]
+    found = [logits[:, 0].argmax(-1)]
+    for _ in range(max_length - min(map(len, prompts)) - 1):
+        room = target.lengths < max_length - 1
+        tree = TokenTree.roots(torch.where(room, found[-1], -1))
+        found.append(target.verify(tree).logits[:, 0].argmax(-1))
+        target.cache.append(torch.arange(len(prompts), device=target.device), room.to(torch.int32))
+    new = torch.stack(found, 1).tolist()
+    return [(p + tokens)[:max_length] for p, tokens in zip(prompts, new, strict=True)]
