@@ -28,18 +28,32 @@ MODES = {  # settings, shared noise
 }
 
 
-def make_drafter(name: str) -> Drafter:
-    """As the yaml says, but for a tiny draft model in float64, where batching changes no token."""
+def make_spec(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The yaml with those of the settings that it and the drafters within it take."""
     spec = yaml.safe_load((loading.CONF / "drafter" / f"{name}.yaml").read_text())
-    takes_a_model = "model" in inspect.signature(loading.find_target(spec["_target_"])).parameters
-    settings: dict[str, Any] = {"model": make_model(vocab_size=VOCAB, dtype=torch.float64)} if takes_a_model else {}
-    made: Drafter = loading.build("drafter", name, **settings)
+    taken = inspect.signature(loading.find_target(spec["_target_"])).parameters
+    spec |= {key: value for key, value in settings.items() if key in taken}
+    if "drafters" in spec:
+        spec["drafters"] = [make_spec(part, settings) for part in spec["drafters"]]
+    return spec
+
+
+def make_drafter(name: str, **settings: Any) -> Drafter:
+    """As the yaml says, but for a tiny draft model in float64, where batching changes no token."""
+    settings["model"] = make_model(vocab_size=VOCAB, dtype=torch.float64)
+    made: Drafter = loading.build("drafter", make_spec(name, settings))
     return made
 
 
 @pytest.fixture(params=NAMES)
 def drafter(request: pytest.FixtureRequest) -> Drafter:
     return make_drafter(request.param)
+
+
+@pytest.fixture(params=NAMES)
+def forgetful(request: pytest.FixtureRequest) -> Drafter:
+    """Without what it learns from other requests, which may change drafts, if never a text."""
+    return make_drafter(request.param, remember=0)
 
 
 @pytest.fixture(params=MODES)
@@ -90,23 +104,23 @@ def trace(harness: Harness, slot: int, steps: int) -> list[tuple[list[int], list
     return seen
 
 
-def test_a_slot_does_not_see_its_neighbours(drafter: Drafter, mode: tuple[SamplingParams, bool]) -> None:
-    together = Harness(drafter, 5, VOCAB, *mode)
+def test_a_slot_does_not_see_its_neighbours(forgetful: Drafter, mode: tuple[SamplingParams, bool]) -> None:
+    together = Harness(forgetful, 5, VOCAB, *mode)
     together.enter([0, 2, 3, 4], [PROMPTS[0], PROMPTS[2], PROMPTS[3], PROMPTS[4]])
-    alone = Harness(drafter, 1, VOCAB, *mode)  # the same drafter object serves both
+    alone = Harness(forgetful, 1, VOCAB, *mode)  # the same drafter object serves both
     alone.enter([0], [PROMPTS[2]])
     for _ in range(6):
         assert trace(together, 2, 1) == trace(alone, 0, 1)
 
 
-def test_a_slot_does_not_see_who_was_there_before(drafter: Drafter, mode: tuple[SamplingParams, bool]) -> None:
-    used = Harness(drafter, 2, VOCAB, *mode)
+def test_a_slot_does_not_see_who_was_there_before(forgetful: Drafter, mode: tuple[SamplingParams, bool]) -> None:
+    used = Harness(forgetful, 2, VOCAB, *mode)
     used.enter([0, 1], [PROMPTS[4], PROMPTS[2]])
     trace(used, 0, 5)
     used.leave(0)
     trace(used, 1, 2)
     used.enter([0], [PROMPTS[0]])
-    fresh = Harness(drafter, 1, VOCAB, *mode)
+    fresh = Harness(forgetful, 1, VOCAB, *mode)
     fresh.enter([0], [PROMPTS[0]])
     assert trace(used, 0, 5) == trace(fresh, 0, 5)
 
@@ -122,8 +136,8 @@ def test_all_accepted_and_none_accepted(drafter: Drafter) -> None:
             check_tree(harness.step(), harness, roots)
 
 
-def test_entering_one_by_one_or_together(drafter: Drafter) -> None:
-    one_by_one, together = (Harness(drafter, 2, VOCAB, SamplingParams(), True) for _ in range(2))
+def test_entering_one_by_one_or_together(forgetful: Drafter) -> None:
+    one_by_one, together = (Harness(forgetful, 2, VOCAB, SamplingParams(), True) for _ in range(2))
     one_by_one.enter([1], [PROMPTS[0]])
     one_by_one.enter([0], [PROMPTS[2]])
     together.enter([0, 1], [PROMPTS[2], PROMPTS[0]])
