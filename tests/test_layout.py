@@ -30,7 +30,7 @@ LEVELS = (
 )
 # Where that says too little.
 ONLY = {
-    "kernels": {"kernels"},  # a kernel is tensors in, tensors out
+    "kernels": {"kernels", "noise"},  # a kernel is tensors in, tensors out; its noise is the loop's
     "drafters": {"drafters", "tree", "sampling", "noise", "core", "target", "kernels"},
 }
 EVERYTHING = {"experiments"}

@@ -180,6 +180,17 @@ def kv_write(dim: int = 128, page: int = 64, pool_dtype: str = "bfloat16") -> An
     )  # fmt: skip
 
 
+def target_tokens(dtype: str = "bfloat16", vocab: int = 151936, rows: int = 64) -> Any:
+    """One program a row."""
+    from specdec.kernels.target_tokens.fused import choose_block, target_tokens_kernel
+
+    block, warps = choose_block(rows, vocab)
+    return target_tokens_kernel.warmup(
+        MockTensor(getattr(torch, dtype)), INT32, INT32, INT32, INT32, FLOAT32, INT32, FLOAT32, FLOAT32, INT64,
+        64, vocab, 8, 64 * vocab, vocab, BLOCK=block, grid=(1,), num_warps=warps,
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     ARCH = int(sys.argv[1])
     driver.set_active(OfflineDriver(ARCH))

@@ -55,6 +55,8 @@ SMALL_OPS: list[Job] = [
     {"kernel": "accept"},
     {"kernel": "kv_commit"},
     {"kernel": "kv_write"},
+    {"kernel": "target_tokens"},
+    {"kernel": "target_tokens", "dtype": "float32", "rows": 2048},
 ]
 
 
