@@ -11,6 +11,7 @@ USAGE = """specdec: speculative decoding research
   specdec run experiment=demo        compare methods with plain decoding; `specdec run --help` lists what there is
   specdec train experiment=...       make a shipped model again, or one like it
   specdec report DIR...              write report.html of finished runs again
+  specdec bench ...                  time the kernels against their rivals; `specdec bench` lists what there is
   specdec --version
 
 Settings are given as name=value; conf/ in the package holds them all.
@@ -29,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"specdec {specdec.__version__}")
         return 0
-    commands: dict[str, Callable[[list[str]], None]] = {"run": _run, "train": _train, "report": _report}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "run": _run,
+        "train": _train,
+        "report": _report,
+        "bench": _bench,
+    }
     name, rest = arguments[0], arguments[1:]
     try:
         if name not in commands:
@@ -87,6 +93,12 @@ def _report(arguments: list[str]) -> None:
 
     for folder in folders:
         print(write_report(folder))
+
+
+def _bench(arguments: list[str]) -> None:
+    from specdec.experiments.bench.command import bench  # needs no Hydra
+
+    bench(arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""`specdec bench PART name=value...`: reads the settings, runs the cells, shows and keeps the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from specdec.experiments.bench import measure, ops, tables
+from specdec.experiments.bench.grid import GRIDS, cells
+from specdec.experiments.bench.inputs import Pools, make_inputs
+from specdec.experiments.bench.plot import roofline
+from specdec.experiments.bench.results import Results, load
+from specdec.experiments.bench.rivals import methods
+from specdec.loading import unknown
+
+USAGE = """specdec bench: the kernels against their rivals, on this machine
+
+  specdec bench kernels [grid=cpu|small|full] [minutes=N] [output=FILE] [device=cpu|cuda] [again=true]
+                                    tree attention: right first, then timed; goes on where a killed run stopped
+  specdec bench ops [the same]      the small operations of a step: ancestor words, acceptance, KV moves and writes
+  specdec bench table FILE README   write a CPU's result into a README, between its markers [gpu=FILE]
+
+The decoding loop against transformers' own: python benchmarks/loop.py, in a checkout.
+"""
+Entry = dict[str, Any]
+Work = Sequence[tuple[str, Callable[[], Entry]]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a run."""
+
+    grid: str
+    minutes: float
+    output: Path
+    device: str
+    again: bool = False
+    seconds: float = 0.5  # of timing a cell
+
+
+def bench(arguments: list[str]) -> None:
+    """Run a part.
+
+    Raises:
+        ValueError: an unknown part, setting or value, or a result was wrong.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    part, rest = arguments[0], arguments[1:]
+    parts: dict[str, Callable[[list[str]], None]] = {"kernels": _kernels, "ops": _ops, "table": _table}
+    if part not in parts:
+        raise unknown("benchmark", part, parts)
+    parts[part](rest)
+
+
+def read_settings(arguments: Sequence[str], part: str) -> Settings:
+    """Settings from name=value.
+
+    Raises:
+        ValueError: an unknown name, or a value that does not fit.
+    """
+    given: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            raise ValueError(f"{argument!r} is no setting; expected name=value, see: specdec bench")
+        if name not in (known := [field.name for field in dataclasses.fields(Settings)]):
+            raise unknown("setting of bench", name, known)
+        given[name] = value
+    device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device={device} is not there; expected cpu{', cuda' * torch.cuda.is_available()}")
+    grid = given.get("grid", "cpu" if device == "cpu" else "small")
+    if grid not in GRIDS:
+        raise unknown("grid", grid, GRIDS)
+    if (grid == "cpu") != (device == "cpu"):
+        raise ValueError(
+            f"grid={grid} is not for device={device}; expected grid={'cpu' if device == 'cpu' else 'small'}"
+        )
+    if (again := given.get("again", "false")) not in ("true", "false"):
+        raise ValueError(f"again={again}; expected true or false")
+    output = Path(given.get("output", f"outputs/bench/{part}_{device}.json"))
+    return Settings(
+        grid, _positive(given, "minutes", 60.0), output, device, again == "true", _positive(given, "seconds", 0.5)
+    )
+
+
+def _positive(given: Mapping[str, str], name: str, default: float) -> float:
+    try:
+        value = float(given.get(name, default))
+    except ValueError:
+        value = -1.0
+    if not value > 0:
+        raise ValueError(f"{name}={given[name]}; expected a number above 0")
+    return value
+
+
+def run(settings: Settings, make_work: Callable[[Results], Work]) -> Results:
+    """Do what is not done yet, until the time is up.
+
+    Raises:
+        ValueError: a result was wrong; everything else is measured and written all the same.
+    """
+    about = {field.name: str(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    results = Results(settings.output, about, torch.device(settings.device), settings.again)
+    work = [(key, do) for key, do in make_work(results) if key not in results.cells]
+    ends = time.monotonic() + 60 * settings.minutes
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(work))
+        for left, (key, do) in zip(range(len(work), 0, -1), work, strict=True):
+            if time.monotonic() > ends:
+                print(
+                    f"specdec bench: {left} cells left after {settings.minutes:g} minutes; run it again",
+                    file=sys.stderr,
+                )
+                break
+            progress.update(task, description=key)
+            results.add(key, do())
+            progress.advance(task)
+    return results
+
+
+def _refuse_wrong(results: Results) -> None:
+    wrong = {key: entry["red"] for key, entry in results.cells.items() if entry["red"]}
+    if wrong:
+        key, names = next(iter(wrong.items()))
+        raise ValueError(f"{len(wrong)} cells have wrong results and no times, the first: {', '.join(names)} in {key}")
+
+
+def _kernels(arguments: list[str]) -> None:
+    settings = read_settings(arguments, "kernels")
+    device = torch.device(settings.device)
+    pools = Pools(device)
+
+    def make_work(results: Results) -> Work:
+        on_gpu = device.type == "cuda"
+        if on_gpu and "copy_bandwidth" not in results.machine:
+            results.machine["copy_bandwidth"] = measure.copy_rate(device)
+            results.machine["matmul_rate"] = measure.matmul_rate(device)
+        copy = results.machine.get("copy_bandwidth")
+
+        def entry(cell: Any) -> Entry:
+            if on_gpu:
+                torch.cuda.empty_cache()
+            return measure.measure(make_inputs(cell, pools), methods(cell, device.type), settings.seconds, copy)
+
+        return [(cell.key, lambda cell=cell: entry(cell)) for cell in cells(settings.grid)]  # type: ignore[misc]
+
+    results = run(settings, make_work)
+    console = Console()
+    console.print(tables.table(results.content, "tree attention"))
+    if device.type == "cuda":
+        console.print(tables.targets_table(results.content))
+        roofline(results.content, settings.output.with_suffix(".png"))
+    _finish(results)
+
+
+def _ops(arguments: list[str]) -> None:
+    settings = read_settings(arguments, "ops")
+    device = torch.device(settings.device)
+
+    def make_work(results: Results) -> Work:
+        chosen = ops.op_cells(settings.grid != "full")
+        return [(c.key, lambda c=c: ops.measure_op(c, device, settings.seconds)) for c in chosen]  # type: ignore[misc]
+
+    results = run(settings, make_work)
+    Console().print(tables.table(results.content, "small operations"))
+    _finish(results)
+
+
+def _finish(results: Results) -> None:
+    _refuse_wrong(results)
+    print(json.dumps({"output": str(results.file), "cells": len(results.cells)}))
+
+
+def _table(arguments: list[str]) -> None:
+    gpu = [a.removeprefix("gpu=") for a in arguments if a.startswith("gpu=")]
+    files = [Path(a) for a in arguments if not a.startswith("gpu=")]
+    if len(files) != 2:
+        raise ValueError("specdec bench table takes a result and a README, and gpu=FILE where there is one")
+    tables.insert(files[1], tables.markdown(load(files[0]), load(Path(gpu[0])) if gpu else None))

@@ -1,0 +1,81 @@
+"""The result file: provenance, the machine, one entry a cell, written as cells end. A killed run keeps its cells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specdec.experiments import provenance
+from specdec.experiments.records import write_text
+
+Json = dict[str, Any]
+
+
+class Results:
+    """One file, opened to go on with it.
+
+    Args:
+        file: made with its folder when the first cell ends.
+        settings: of the command; they go into the provenance.
+        device: that is measured.
+        again: begin anew whatever is there.
+
+    Raises:
+        ValueError: the file holds something else, or cells of other code or another machine.
+    """
+
+    def __init__(self, file: Path, settings: Json, device: torch.device, again: bool = False):
+        self.file = file
+        about = provenance.collect(provenance.command_line(), settings, {})
+        self.content: Json = {"provenance": about, "machine": {}, "cells": {}}
+        if file.exists() and not again:
+            before = load(file)
+            if _origin(before["provenance"]) != _origin(about):
+                raise ValueError(
+                    f"{str(file)!r} holds cells of other code or another machine: {_origin(before['provenance'])}, now "
+                    f"{_origin(about)}; give again=true to measure anew, or another output="
+                )
+            self.content = before
+        self.content["machine"].setdefault("device", device.type)
+
+    @property
+    def cells(self) -> dict[str, Json]:
+        """Entries by the cell's key."""
+        cells: dict[str, Json] = self.content["cells"]
+        return cells
+
+    @property
+    def machine(self) -> Json:
+        """Bandwidth and the like, measured in this run."""
+        machine: Json = self.content["machine"]
+        return machine
+
+    def add(self, key: str, entry: Json) -> None:
+        """A cell has ended."""
+        self.cells[key] = entry
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.file, json.dumps(self.content, indent=1) + "\n")
+
+
+def load(file: Path) -> Json:
+    """A result file.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        content: Json = json.loads(file.read_text(encoding="utf-8"))
+        content["provenance"], content["machine"], content["cells"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(file)!r} is not a result of `specdec bench`: {type(error).__name__} {error}") from error
+    return content
+
+
+def _origin(about: Json) -> str:
+    """What must be the same for cells of one file: the commit, torch, and what it runs on."""
+    commit = (about["git"] or {}).get("commit") or "no commit"
+    on = ", ".join(about["gpu"]) or about["cpu"]["model"]
+    return f"commit {commit[:12]}, torch {about['versions']['torch']}, {on}"

@@ -1,0 +1,96 @@
+"""A result as a table in the terminal and in a README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from specdec.experiments.bench.targets import verdicts
+
+BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+Json = dict[str, Any]
+
+
+def rivals(result: Json) -> list[str]:
+    """Names of the rivals that were timed, in the order in which they first occur."""
+    return list(dict.fromkeys(name for entry in result["cells"].values() for name in entry.get("times_as_fast", {})))
+
+
+def rows(result: Json) -> list[list[str]]:
+    """A row a cell: its key, our time and share of the copy's bandwidth where there are any, a ratio a rival."""
+    names, timed = rivals(result), result["machine"]["device"] == "cuda"
+    return [[key, *(_ours(entry) if timed else []), *_ratios(entry, names)] for key, entry in result["cells"].items()]
+
+
+def header(result: Json) -> list[str]:
+    """Names of the columns of `rows`."""
+    timed = ["us", "of copy"] if result["machine"]["device"] == "cuda" else []
+    return ["cell", *timed, *(f"over {name}" for name in rivals(result))]
+
+
+def table(result: Json, title: str) -> Table:
+    """For the terminal."""
+    made = Table(*header(result), title=title, caption="p50 of interleaved runs (p20 to p80); above 1 ours is faster")
+    for row in rows(result):
+        made.add_row(*row)
+    return made
+
+
+def targets_table(result: Json | None) -> Table:
+    """Every target and whether it is reached, for the terminal."""
+    made = Table("target", "wanted", "measured", "verdict", title="targets on a GPU")
+    for verdict in verdicts(result):
+        made.add_row(*verdict)
+    return made
+
+
+def markdown(cpu: Json, gpu: Json | None) -> str:
+    """The part of a README between its markers: a CPU's ratios, and what is known of a GPU."""
+    about = cpu["provenance"]
+    where = (
+        f"{about['cpu']['model']}, {about['threads']} thread, torch {about['versions']['torch']}, {about['time'][:10]}"
+    )
+    ours = "How many times as fast the packed path is: median of interleaved runs (20th to 80th percentile)"
+    lines = [f"{ours}. {where}.", "", *_grid(header(cpu), rows(cpu)), "", "On a GPU:", ""]
+    return "\n".join([*lines, *_grid(["target", "wanted", "measured", "verdict"], verdicts(gpu))])
+
+
+def insert(readme: Path, text: str) -> None:
+    """Put the text between the markers.
+
+    Raises:
+        ValueError: there are no markers.
+    """
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"{str(readme)!r} has no {BEGIN} ... {END}")
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def _grid(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    return [_line(head), _line(["---"] * len(head)), *map(_line, body)]
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _ours(entry: Json) -> list[str]:
+    if "seconds" not in entry:
+        return ["wrong" if entry["red"] else "", ""]
+    name = next(iter(entry["seconds"]))
+    return [f"{entry['seconds'][name][1] * 1e6:.1f}", f"{entry['share_of_copy'][name]:.0%}"]
+
+
+def _ratios(entry: Json, names: Sequence[str]) -> list[str]:
+    if entry["red"]:
+        return [f"wrong: {', '.join(entry['red'])}", *[""] * (len(names) - 1)]
+    found = entry["times_as_fast"]
+    return [
+        f"{found[name][1]:.2f} ({found[name][0]:.2f} to {found[name][2]:.2f})" if name in found else ""
+        for name in names
+    ]
