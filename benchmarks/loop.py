@@ -27,7 +27,6 @@ from transformers import PreTrainedModel
 
 from specdec import DecodingStats, SamplingParams, TokenTree
 from specdec.core import DraftNeeds
-from specdec.decode import Request
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.ngram import NGram
 from specdec.engine import Engine
@@ -35,6 +34,7 @@ from specdec.experiments import lossless, provenance
 from specdec.experiments.data import load_questions
 from specdec.loading import load_model, load_tokenizer
 from specdec.metrics import speedup
+from specdec.request import Request
 from specdec.tree.static import chain
 from specdec.tree.token_tree import merge_paths
 

@@ -63,7 +63,7 @@ class DraftModel:
         widest = max(map(self.policy.branching, range(self.policy.depth)))
         if widest > self.vocab_size:
             raise ValueError(f"the tree drafts {widest} children a node; the draft model has {self.vocab_size} tokens")
-        self.needs = DraftNeeds(max_nodes=self.policy.max_nodes)
+        self.needs = DraftNeeds(max_nodes=self.policy.max_nodes, on_device=model.device.type != "cpu")
         self._expanded = count_expanded(self.policy)
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> State:
@@ -71,7 +71,8 @@ class DraftModel:
         model = Target(self.model, backend=self.backend, compile=self.compile)
         model.open(capacity, max_length, self._expanded + 2)
         unread = torch.full((capacity,), -1, dtype=torch.int64, device=model.device)
-        return State(model, unread, unread[:, None], device)
+        expanded = torch.full((capacity, self.needs.max_nodes), -1, dtype=torch.int64, device=model.device)
+        return State(model, unread, expanded, device)
 
     def warmup(self, capacity: int) -> None:
         """With compile=True: compile now what proposals for `capacity` slots need."""
@@ -109,7 +110,7 @@ class DraftModel:
             return fit_vocabulary(output.logits.to(state.device), noise.vocab_size)
 
         grown = grow(self.policy, roots.to(state.device), logits, expand, noise)
-        state.expanded = grown.expanded.to(model.device)
+        state.expanded[:, : grown.expanded.shape[1]] = grown.expanded
         return grown.tree
 
     def _read(self, state: State, roots: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class DraftModel:
         model, rows = state.model, torch.arange(len(roots), device=roots.device)
         live = roots >= 0
         behind = live & (state.unread >= 0)  # [B]; a request that has ended may have left something unread
-        if model.device.type != "cuda" and not behind.any():
+        if model.device.type == "cpu" and not behind.any():
             chained = TokenTree.roots(roots)
             last = torch.zeros_like(rows)
         else:
@@ -145,7 +146,7 @@ class DraftModel:
         state.model.cache.commit(places, run)
         deepest = path.gather(1, (count - 1).clamp_min(0).long()[:, None]).clamp_min(0)  # [B, 1]
         leaf = tree.tokens.to(path.device).gather(1, deepest)
-        state.unread = torch.where(count > run, leaf[:, 0], -1)
+        state.unread.copy_(torch.where(count > run, leaf[:, 0], -1))
 
 
 def fit_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:

@@ -143,7 +143,7 @@ class NGram:
                 f"got {length}, {continuations} and {max_nodes}"
             )
         self.max_ngram, self.min_ngram, self.length, self.continuations = max_ngram, min_ngram, length, continuations
-        self.needs = DraftNeeds(max_nodes=max_nodes)
+        self.needs = DraftNeeds(max_nodes=max_nodes, on_device=True)
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> Texts:
         """No text yet."""

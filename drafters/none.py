@@ -13,7 +13,7 @@ from specdec.tree.token_tree import TokenTree
 class NoDrafter:
     """Proposes nothing."""
 
-    needs = DraftNeeds(max_nodes=1)
+    needs = DraftNeeds(max_nodes=1, on_device=True)
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> None:
         """Keeps no state."""

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from specdec.decode import Request
 from specdec.experiments.methods import Method
 from specdec.experiments.workbench import Bench
 from specdec.inputs import eos_ids
 from specdec.metrics import DecodingStats
+from specdec.request import Request
 from specdec.text import TextPieces
 
 LOG_LINES = 10  # of progress, where the output is no terminal

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from specdec.decode import Request
 from specdec.experiments import lossless
 from specdec.experiments.config import Measure
 from specdec.experiments.conversation import encode
@@ -19,6 +18,7 @@ from specdec.experiments.records import Key, Records, Row
 from specdec.experiments.workbench import Bench
 from specdec.inputs import eos_ids
 from specdec.metrics import DecodingStats
+from specdec.request import Request
 from specdec.sampling import SamplingParams
 
 Step = tuple[int, int, dict[str, float]]  # emitted tokens, draft nodes so far, seconds by phase so far

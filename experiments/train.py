@@ -95,7 +95,7 @@ def parse(raw: Mapping[str, Any]) -> PretrainConfig:
     stages = tuple(Stage(**stage) for stage in config.stages)  # type: ignore[arg-type]
     if not stages or stages[-1].until < 1 or any(s.length > config.tokens_per_step for s in stages):
         raise ValueError("training.stages must reach until: 1.0, each with a length of at most tokens_per_step")
-    named = {name: loading.model_path(v) for name in ("teacher", "tokenizer") if (v := getattr(config, name))}
+    named = {name: loading.model_path(v) for name in ("teacher", "tokenizer", "start") if (v := getattr(config, name))}
     return replace(config, stages=stages, **named)  # type: ignore[arg-type]
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from specdec.decode import Request
 from specdec.engine import Engine, serve
 from specdec.inputs import (
     check_count,
@@ -24,6 +23,7 @@ from specdec.inputs import (
 )
 from specdec.inspection import check_architecture, check_length, max_positions
 from specdec.metrics import DecodingStats
+from specdec.request import Request
 from specdec.sampling import SamplingParams
 
 

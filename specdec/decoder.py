@@ -12,11 +12,11 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from specdec import loading
-from specdec.decode import Request
 from specdec.engine import Engine, serve
 from specdec.inputs import check_count, check_vocabulary, eos_ids, row_processors, settings_of, stop_criteria
 from specdec.inspection import check_length
 from specdec.metrics import DecodingStats, RequestStats
+from specdec.request import Request
 from specdec.sampling import SamplingParams
 from specdec.text import TextPieces
 

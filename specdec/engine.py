@@ -9,9 +9,12 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from specdec import loading
+from specdec.capture import CapturedStep, rehearse
 from specdec.core import AcceptanceRule, Drafter
-from specdec.decode import Generation, Request, decode
+from specdec.decode import decode
 from specdec.metrics import DecodingStats
+from specdec.request import Generation, Request
+from specdec.step import Step
 from specdec.target import Target
 
 VOCABULARY_SLACK = 1024  # models of one family pad their embeddings differently
@@ -34,15 +37,35 @@ class Engine:
         self.rule = make_rule(acceptance, allow_targets)
         self.drafter = make_drafter(drafter, tree, allow_targets)
         check_fit(self.drafter, model)
-        self.target = Target(model, backend=backend, hidden_layers=self.drafter.needs.hidden_layers, compile=compile)
+        self._captures = compile and model.device.type == "cuda"
+        layers = self.drafter.needs.hidden_layers
+        self.target = Target(model, backend=backend, hidden_layers=layers, compile=compile and not self._captures)
         self._latest: object = None
+        self._captured: CapturedStep | None = None  # serves later runs too, as long as its buffers are large enough
 
-    def warmup(self, slots: int = 1) -> None:
+    def warmup(self, slots: int = 1, max_length: int = 2048) -> None:
         """See `SpeculativeDecoder.warmup`."""
         self._latest = None
+        if self._captures:
+            longest = min(max_length, self.target.max_positions or max_length)
+            rehearse(self._captured_step(slots, longest))
+            return
         self.target.warmup(slots, self.drafter.needs.max_nodes)
         if warmup := getattr(self.drafter, "warmup", None):
             warmup(slots)
+
+    def _step(self, capacity: int, max_length: int) -> Step:
+        """Empty slots for texts of that length."""
+        if self._captures:
+            return self._captured_step(capacity, max_length)
+        return Step(self.target, self.drafter, self.rule, capacity, max_length)
+
+    def _captured_step(self, capacity: int, max_length: int) -> CapturedStep:
+        step = self._captured
+        if step is None or step.capacity != capacity or step.max_length < max_length:
+            step = self._captured = CapturedStep(self.target, self.drafter, self.rule, capacity, max_length)
+        step.reset()
+        return step
 
     def run(
         self, requests: Sequence[Request], stats: DecodingStats, slots: int | None = None
@@ -57,7 +80,7 @@ class Engine:
         self._latest = mine = object()
         longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
         capacity = min(slots or len(requests), len(requests))
-        steps = decode(self.target, self.drafter, self.rule, requests, slots=capacity, max_length=longest, stats=stats)
+        steps = decode(self._step(capacity, longest), requests, stats)
         while self._latest is mine:
             try:
                 yield next(steps)

@@ -32,11 +32,11 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.configuration_utils import GenerationMode
 
-from specdec.decode import Request
 from specdec.engine import Engine, serve
 from specdec.inputs import pad_id, pad_texts, prompts_of, row_processors
 from specdec.inspection import check_architecture, check_length, max_positions
 from specdec.metrics import DecodingStats
+from specdec.request import Request
 from specdec.sampling import SamplingParams
 
 # What transformers prepares for its own loop; everything else a caller passed to the model would be ignored.

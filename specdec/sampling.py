@@ -7,7 +7,7 @@ far. `StepSampling` is the sampler at one step: rules draw the target's tokens w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -118,6 +118,11 @@ class Sampler:
         self._texts: dict[int, list[int]] = {}  # slot -> prompt and text so far, kept up to date by the loop
         self._present: Tensor | None = None  # [B, V] bool: in the prompt or text; made when a penalty is first used
         self._stale = True  # settings have changed since the last step
+        self._indices: dict[tuple[int, ...], Tensor] = {}  # slots -> the same as a tensor
+        # Fixed buffers, which a CUDA graph may hold:
+        self.seeds = torch.zeros(2, capacity, dtype=torch.int32, device=device)
+        self.greedy = torch.ones(capacity, dtype=torch.bool, device=device)
+        self._penalties = torch.ones(capacity, device=device)
 
     def start(
         self, slot: int, params: SamplingParams, text: list[int], processors: LogitsProcessorList | None = None
@@ -145,18 +150,32 @@ class Sampler:
     def _refresh(self) -> None:
         """What can be decided on the host once, after requests came or went, rather than at every step."""
         self._stale = False
-        self.seeds = noise.seed_words([p.seed for p in self._params], self.device)  # [2, B]
-        self._penalties = torch.tensor([p.repetition_penalty for p in self._params], device=self.device)  # [B]
+        self.seeds.copy_(noise.seed_words([p.seed for p in self._params], self.device))
+        self._penalties.copy_(torch.tensor([p.repetition_penalty for p in self._params]))
         self._penalised = any(p.repetition_penalty != 1 for p in self._params)
         greedy = [p.temperature == 0 for p in self._params]
         self.all_greedy = all(greedy)
-        self.greedy = torch.tensor(greedy, device=self.device)  # [B]
+        self.greedy.copy_(torch.tensor(greedy))
         slots: dict[SamplingParams, list[int]] = {}  # same settings, seeds apart -> slots
         for slot, params in enumerate(self._params):
             if params.warpers():
                 slots.setdefault(replace(params, seed=0, repetition_penalty=1.0), []).append(slot)
-        self._groups = [(torch.tensor(s, device=self.device), w) for p, s in slots.items() if (w := p.warpers())]
+        self._groups = [(self._index(tuple(s)), w) for p, s in slots.items() if (w := p.warpers())]
+        self._kinds = (self.all_greedy, self._penalised, bool(self._processors), *((p, *s) for p, s in slots.items()))
         self.raw = self.all_greedy and not self._penalised and not self._processors
+
+    def _index(self, slots: tuple[int, ...]) -> Tensor:
+        """`[b]` int64; kept, for a CUDA graph that reads it."""
+        if slots not in self._indices:
+            self._indices[slots] = torch.tensor(slots, device=self.device)
+        return self._indices[slots]
+
+    @property
+    def kinds(self) -> Hashable:
+        """What the host decides by: two steps with equal kinds run the same operations."""
+        if self._stale:
+            self._refresh()
+        return self._kinds
 
     @property
     def has_processors(self) -> bool:

@@ -207,7 +207,7 @@ def test_after_warmup_nothing_is_compiled(capsys: pytest.CaptureFixture[str]) ->
         assert lines[0].startswith("compiled LlamaForCausalLM for 2 slots: 1 of ")
         made = graphs()
         stats = specdec.DecodingStats()
-        requests = [specdec.decode.Request(prompt, 30) for prompt in prompts]
+        requests = [specdec.request.Request(prompt, 30) for prompt in prompts]
         assert sum(len(new) for _, new in engine.run(requests, stats)) == 60
         assert graphs() == made
         engine.warmup(2)

@@ -20,11 +20,13 @@ import specdec
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
 from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput, Verdict
-from specdec.decode import Request, decode
+from specdec.decode import decode
 from specdec.drafters.ngram import NGram
 from specdec.drafters.none import NoDrafter
 from specdec.metrics import DecodingStats
+from specdec.request import Request
 from specdec.sampling import DraftNoise, SamplingParams
+from specdec.step import Step
 from specdec.target import Target
 from specdec.tree.token_tree import TokenTree
 
@@ -67,9 +69,7 @@ def run(
     """The requests' new tokens, in their order; checks that what is yielded adds up to them."""
     texts: dict[int, list[int]] = {}
     yielded: dict[int, list[int]] = {}
-    served = decode(
-        target, drafter, rule or Coupled(), requests, slots=slots or len(requests), max_length=MAX_LENGTH, stats=stats
-    )
+    served = decode(Step(target, drafter, rule or Coupled(), slots or len(requests), MAX_LENGTH), requests, stats)
     for generation, tokens in served:
         yielded.setdefault(generation.index, []).extend(tokens)
         if generation.finished:
@@ -170,7 +170,7 @@ def test_requests_are_taken_when_there_is_room(target: Target) -> None:
         return itertools.count()
 
     queue = (taken.append(i) or REQUESTS[i % 7] for i in endless())  # type: ignore[func-returns-value]
-    served = decode(target, NoDrafter(), Coupled(), queue, slots=2, max_length=MAX_LENGTH)
+    served = decode(Step(target, NoDrafter(), Coupled(), 2, MAX_LENGTH), queue)
     for _ in range(5):
         next(served)
     assert len(taken) <= 4

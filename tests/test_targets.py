@@ -251,7 +251,7 @@ def test_a_slot_used_again_does_not_see_who_was_there(monkeypatch: pytest.Monkey
     decoder = specdec.engine.Engine(model, small, "best_first", "coupled")
 
     def run(prompt: list[int]) -> list[int]:
-        requests = [specdec.decode.Request(prompt, 20), specdec.decode.Request(prompt[:3], 30)]
+        requests = [specdec.request.Request(prompt, 20), specdec.request.Request(prompt[:3], 30)]
         texts: list[list[int]] = [[], []]
         for generation, tokens in decoder.run(requests, specdec.DecodingStats()):
             texts[generation.index] += tokens
@@ -266,7 +266,7 @@ def test_a_decoder_made_or_used_in_inference_mode_works_outside() -> None:
     engine = specdec.engine.Engine(make_model("llama"), "none", None, "coupled")
 
     def run() -> list[list[int]]:
-        return [tokens for _, tokens in engine.run([specdec.decode.Request([5, 6], 3)], specdec.DecodingStats())]
+        return [tokens for _, tokens in engine.run([specdec.request.Request([5, 6], 3)], specdec.DecodingStats())]
 
     outside = run()
     with torch.inference_mode():

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from specdec.experiments.records import write_text
 from specdec.experiments.training.corpus import HELD_OUT_PER_MILLE
 from specdec.experiments.training.pretrain import PretrainResult
@@ -23,6 +25,8 @@ def write_model_card(
     config = result.config
     teacher = settings.get("teacher")
     how = f"distilled from `{teacher}` (KL divergence at every token)" if teacher else "trained from nothing"
+    if config.start:
+        how = f"trained further from `{settings['start']}`{_earlier(Path(config.start))}"
     origin = f", that of `{settings['tokenizer']}`" if settings.get("tokenizer") else ""
     held_out = [f"| {step} | {loss:.3f} | {bits:.4f} |" for step, loss, bits in result.history]
     licences = sorted({s.licence for s in result.sources})
@@ -73,3 +77,13 @@ machine. Bits per byte are taken over the first 512 tokens of up to 64 of them.
 {chr(10).join(held_out)}
 """
     write_text(folder / "README.md", text)
+
+
+def _earlier(start: Path) -> str:
+    """What the training that this one went on from had seen, if it was one of ours."""
+    file = start / "training.yaml"
+    if not file.exists():
+        return ""
+    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    steps, size = before["steps"], before["tokens_per_step"]
+    return f" ({before.get('output')}: {steps:,} steps of {size:,} tokens: {steps * size:,} tokens)"

@@ -51,6 +51,7 @@ class PretrainConfig:
     decay_share: float = 0.4
     teacher: str | None = None
     tokenizer: str | None = None  # a folder to take the tokenizer from; None trains one
+    start: str | None = None  # a folder whose weights training begins from; None begins from noise
     evaluate_every: int = 250
     checkpoint_every: int = 100
     seed: int = 0
@@ -81,9 +82,7 @@ def pretrain(config: PretrainConfig, progress: Any = None) -> PretrainResult:
     train += list(synthetic.documents(train, config.synthetic_documents, config.seed))
     tokenizer = load_or_train_tokenizer(config, train)
     tokens = encode(tokenizer, train, config.seed)  # [T] uint16
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=config.vocab_size, bos_token_id=None, eos_token_id=0, **config.model)
-    )
+    model = make_model(config)
     model.set_attn_implementation("eager")  # quicker than SDPA's backward for short sequences on a CPU
     teacher = AutoModelForCausalLM.from_pretrained(config.teacher, dtype=torch.bfloat16) if config.teacher else None
     optimizers = make_optimizers(model, config)
@@ -121,6 +120,23 @@ def load_or_train_tokenizer(config: PretrainConfig, texts: Sequence[str]) -> Pre
     tokenizer = train_tokenizer(texts, config.vocab_size)
     tokenizer.save_pretrained(config.output)
     return tokenizer
+
+
+def make_model(config: PretrainConfig) -> LlamaForCausalLM:
+    """A new model in float32, with the weights of `config.start` if that is given.
+
+    Raises:
+        ValueError: those weights have another shape.
+    """
+    shape = LlamaConfig(vocab_size=config.vocab_size, bos_token_id=None, eos_token_id=0, **config.model)
+    model = LlamaForCausalLM(shape)
+    if config.start:
+        weights = AutoModelForCausalLM.from_pretrained(config.start, dtype=torch.float32).state_dict()
+        expected = {name: tuple(w.shape) for name, w in model.state_dict().items()}
+        if expected != {name: tuple(w.shape) for name, w in weights.items()}:
+            raise ValueError(f"training.start: {config.start} has weights of another shape than training.model")
+        model.load_state_dict(weights)
+    return model
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], seed: int) -> np.ndarray:

@@ -49,7 +49,7 @@ def accept(
     if backend == "auto":
         on_host = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
         backend = "host" if on_host and tokens.numel() <= HOST_NODES else "naive"
-        if tokens.device.type == "cuda":
+        if tokens.device.type != "cpu":
             backend = "triton"
     if backend == "naive" or tokens.shape[0] == 0:
         return accept_naive(tokens, parents, sizes, words, targets)

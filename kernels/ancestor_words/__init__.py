@@ -35,7 +35,7 @@ def ancestor_words(
     if backend == "auto":
         on_host = parents.device.type == "cpu" and not torch.compiler.is_compiling()
         backend = "host" if on_host and parents.numel() <= HOST_NODES else "naive"
-        if parents.device.type == "cuda":
+        if parents.device.type != "cpu":
             backend = "triton"
     if parents.numel() == 0:
         backend = "naive"

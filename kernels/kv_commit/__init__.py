@@ -44,7 +44,7 @@ def kv_commit(
                 f"with strides {arena.stride()}"
             )
     if backend == "auto":
-        backend = "triton" if lengths.device.type == "cuda" else "naive"
+        backend = "triton" if lengths.device.type != "cpu" else "naive"
     if backend == "naive":
         kv_commit_naive(arenas, block_table, lengths, path, num_accepted)
     elif backend == "triton":

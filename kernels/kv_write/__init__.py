@@ -50,7 +50,7 @@ def kv_write(
     if k_pool.shape[2] != v_pool.shape[2]:
         raise ValueError(f"v_pool must have k_pool's page size {k_pool.shape[2]}, got {v_pool.shape[2]}")
     if backend == "auto":
-        backend = "triton" if keys.device.type == "cuda" else "naive"
+        backend = "triton" if keys.device.type != "cpu" else "naive"
     if backend == "naive":
         kv_write_naive(keys, values, k_pool, v_pool, block_table, sequences, slots)
     elif backend == "triton":

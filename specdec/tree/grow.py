@@ -82,14 +82,15 @@ def _fixed_shape(policy: TreePolicy, device: torch.device) -> tuple[list[_Stage]
     """The levels, a tree of that shape (its tokens mean nothing), and `expanded` `[1, N]`."""
     stages: list[_Stage] = []
     parents, expanded, calls = [-1], [-1], 0
-    frontier = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    frontier = torch.zeros(1, 1, dtype=torch.int64)  # the shape is made on the host, once
     for level in range(policy.depth):
         count = policy.branching(level)
-        kept, onward = (x[0] for x in policy.grow(level, torch.zeros(1, frontier.shape[1], count, device=device)))
+        kept, onward = (x[0] for x in policy.grow(level, torch.zeros(1, frontier.shape[1], count)))
         if level + 1 == policy.depth:
             onward = onward[:0]
         numbers = dict(zip(onward.tolist(), range(calls, calls + len(onward)), strict=True))
-        stages.append(_Stage(count, kept, onward, (kept // count)[onward], frontier))
+        tensors = (x.to(device) for x in (kept, onward, (kept // count)[onward], frontier))
+        stages.append(_Stage(count, *tensors))
         frontier, before = (len(parents) + onward)[None], frontier
         parents += before[0][kept // count].tolist()
         expanded += [numbers.get(i, -1) for i in range(len(kept))]

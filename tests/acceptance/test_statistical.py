@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
 from specdec.core import AcceptanceRule, TreePolicy
-from specdec.decode import Request, decode
+from specdec.decode import decode
 from specdec.drafters.draft_model import DraftModel
+from specdec.request import Request
 from specdec.sampling import SamplingParams
+from specdec.step import Step
 from specdec.target import Target
 from specdec.tree.best_first import BestFirst
 from specdec.tree.static import StaticTree, chain
@@ -64,13 +66,9 @@ def texts(
     model: PreTrainedModel, draft: PreTrainedModel, rule: AcceptanceRule, tree: TreePolicy, settings: dict[str, float]
 ) -> tuple[Tensor, float]:
     """`[DRAWS, LENGTH]`, a seed for each; and how many drafted tokens were accepted per step."""
+    run = Step(Target(model), DraftModel(draft, tree), rule, SLOTS, len(PROMPT) + LENGTH)
     served = decode(
-        Target(model),
-        DraftModel(draft, tree),
-        rule,
-        (Request(PROMPT, LENGTH, SamplingParams.from_dict({**settings, "seed": seed})) for seed in range(DRAWS)),
-        slots=SLOTS,
-        max_length=len(PROMPT) + LENGTH,
+        run, (Request(PROMPT, LENGTH, SamplingParams.from_dict({**settings, "seed": seed})) for seed in range(DRAWS))
     )
     drawn = torch.zeros(DRAWS, LENGTH, dtype=torch.int64)
     accepted = steps = 0

@@ -8,12 +8,12 @@ import torch
 from specdec import SamplingParams, loading
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
-from specdec.decode import Request
 from specdec.engine import Engine
 from specdec.experiments import lossless
 from specdec.experiments.methods import Method
 from specdec.experiments.summary import verdict
 from specdec.metrics import DecodingStats
+from specdec.request import Request
 
 PROMPT = [5, 6, 7, 8]
 GREEDY, WARM = SamplingParams(), SamplingParams(temperature=0.9, seed=3)

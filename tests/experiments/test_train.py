@@ -36,6 +36,8 @@ def train_short(tmp_path, monkeypatch, target):
         given = {**SHORT, "output": "out", **settings}
         if experiment.endswith("_draft"):
             given |= {"teacher": target, "tokenizer": target}
+        if experiment.endswith("_further"):
+            given |= {"start": "first", "tokenizer": "first"}
         return main(["train", f"experiment={experiment}", *[f"training.{k}={v}" for k, v in given.items()]])
 
     return run
@@ -43,6 +45,8 @@ def train_short(tmp_path, monkeypatch, target):
 
 @pytest.mark.parametrize("experiment", TRAININGS)
 def test_every_training_runs_and_leaves_a_model_with_its_card(experiment, train_short, tmp_path, capsys):
+    if experiment.endswith("_further"):
+        assert train_short("train_tiny", output="first") == 0
     assert train_short(experiment) == 0, capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text()
     facts = ("rich", "MIT", "bits per byte", "2 steps of 64 tokens", "Held out")
@@ -78,3 +82,15 @@ def test_a_stopped_training_goes_on_to_the_same_weights(train_short, tmp_path, m
 
     assert train_short("train_tiny", output="parts", seed=1) == 1
     assert "holds a training with another decay_share, seed" in capsys.readouterr().err
+
+
+def test_a_training_goes_on_from_the_weights_of_another(train_short, tmp_path, capsys):
+    assert train_short("train_tiny", output="first") == 0
+    assert train_short("train_tiny_further", steps=1, learning_rate=0.0, weight_decay=0.0) == 0
+    first, further = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "out"))
+    assert all(first[name].equal(further[name]) for name in first)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trained further from `first`" in card
+    assert "2 steps of 64 tokens: 128 tokens" in card  # of the first
+    assert train_short("train_tiny_further", output="other", vocab_size=301) == 1
+    assert "weights of another shape" in capsys.readouterr().err

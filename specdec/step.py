@@ -1,0 +1,105 @@
+"""One step of every slot, on the device: propose, verify, accept, commit, observe. The host is asked nothing.
+
+What outlives a step lies in fixed buffers (roots, KV and its lengths, sampling settings, the drafter's state), so that
+on CUDA a graph can hold a step (see `capture`). What a step did comes out as one record, which the loop reads when it
+likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.core import AcceptanceRule, Drafter, TargetOutput, Verdict
+from specdec.sampling import Sampler, StepSampling
+from specdec.target import Target
+from specdec.tree.token_tree import TokenTree
+
+Lap = Callable[[str], None]  # told after every phase which one it was
+
+
+class Step:
+    """Everything a step works on, and the step.
+
+    Args:
+        target, drafter, rule: the three parts.
+        capacity: slots, B.
+        max_length: longest prompt plus new tokens of any request.
+
+    Attributes:
+        roots: `[B]` int64, the last committed token of every slot, -1 for an empty one.
+        sampler: the slots' sampling settings.
+        state: the drafter's.
+    """
+
+    def __init__(self, target: Target, drafter: Drafter, rule: AcceptanceRule, capacity: int, max_length: int):
+        self.target, self.drafter, self.rule = target, drafter, rule
+        self.capacity, self.max_length, self.max_nodes = capacity, max_length, drafter.needs.max_nodes
+        target.open(capacity, max_length, self.max_nodes)
+        self.state: Any = drafter.open(capacity, max_length, target.device)
+        self.sampler = Sampler(capacity, target.vocab_size, target.device)
+        self.roots = torch.full((capacity,), -1, dtype=torch.int64, device=target.device)
+
+    def __call__(self, slots: Sequence[int], lap: Lap) -> Tensor:
+        """Move all slots on; `slots` are those with a request. Returns the record, see `record`."""
+        tree = self.propose(slots)
+        lap("draft")
+        verdict, output, record = self.decide(tree, slots, lap)
+        self.drafter.observe(self.state, tree, verdict, output)
+        lap("draft")
+        return record
+
+    def propose(self, slots: Sequence[int]) -> TokenTree:
+        """The drafter's tree.
+
+        Raises:
+            ValueError: it has more nodes than the drafter said.
+        """
+        noise = self.sampling(slots).draft_noise(self.rule.shared_noise)
+        tree = self.drafter.propose(self.state, self.roots, noise)
+        if tree.max_nodes > self.max_nodes:
+            raise ValueError(f"the drafter proposed {tree.max_nodes} nodes; its needs.max_nodes says {self.max_nodes}")
+        return tree
+
+    def decide(self, tree: TokenTree, slots: Sequence[int], lap: Lap) -> tuple[Verdict, TargetOutput, Tensor]:
+        """Verify, accept and commit; returns the record, too."""
+        sampling = self.sampling(slots)
+        output = self.target.verify(tree)
+        lap("verify")
+        verdict = self.rule(tree, output.logits, sampling)
+        lap("accept")
+        self.target.commit(verdict)
+        emitted = verdict.emitted(tree)  # [B, D]
+        self.sampler.commit(emitted)
+        self.roots.copy_(torch.where(self.roots >= 0, verdict.next_token, -1))
+        lap("commit")
+        return verdict, output, record(tree, verdict, emitted, output.logits)
+
+    @torch.inference_mode()
+    def reset(self) -> None:
+        """Empty all slots."""
+        self.target.open(self.capacity, self.max_length, self.max_nodes)
+        self.roots.fill_(-1)
+        for slot in range(self.capacity):
+            self.sampler.stop(slot)
+
+    def sampling(self, slots: Sequence[int]) -> StepSampling:
+        """The sampler at this step."""
+        return self.sampler.at(self.target.lengths, self.max_nodes, slots)
+
+
+def record(tree: TokenTree, verdict: Verdict, emitted: Tensor, logits: Tensor) -> Tensor:
+    """What the host wants to know of a step, `[B, 5 + D]` int64.
+
+    Per slot: tokens emitted, tree size, tree height, whether the node at which the walk stopped had children, whether
+    its logits are NaN, and the tokens.
+    """
+    last = verdict.path.gather(1, (verdict.num_accepted.long() - 1).clamp_min(0)[:, None]).clamp_min(0)  # [B, 1]
+    offered = (tree.parents == last).any(-1)
+    height = tree.depths.amax(-1)
+    damaged = logits[torch.arange(len(last), device=last.device), last[:, 0]].isnan().any(-1)
+    columns = [verdict.num_accepted, tree.sizes, height, offered, damaged]
+    return torch.cat([torch.stack([c.long() for c in columns], 1), emitted], 1)

@@ -1,0 +1,261 @@
+"""A step on the device: it asks the host nothing, what outlives it stays where it is, and graphs repeat it.
+
+Tensors on torch's meta device have shapes and no contents: whatever reads one to the host fails. They take the code's
+way for GPUs, where kernels are Triton's; here their launches are counted and do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from specdec import inspection
+from specdec.acceptance.coupled import Coupled
+from specdec.acceptance.rejection import Rejection
+from specdec.capture import CapturedStep, Graphs, rehearse
+from specdec.core import AcceptanceRule, Drafter
+from specdec.decode import decode
+from specdec.drafters.draft_model import DraftModel
+from specdec.drafters.ngram import DeviceTexts, NGram
+from specdec.drafters.none import NoDrafter
+from specdec.metrics import DecodingStats
+from specdec.request import Request
+from specdec.sampling import SamplingParams
+from specdec.step import Step
+from specdec.target import Target
+from specdec.tree.best_first import BestFirst
+from specdec.tree.static import StaticTree, chain
+
+from .fakes import Scripted
+from .models import make_config, make_model
+
+CAPACITY, MAX_LENGTH = 3, 40
+SAMPLED = SamplingParams(temperature=0.7, seed=3)
+SETTINGS = {
+    "greedy": SamplingParams(),
+    "sampled": SAMPLED,
+    "filtered": SamplingParams(temperature=0.7, top_k=5, top_p=0.9, min_p=0.01),
+    "penalised": SamplingParams(temperature=1.0, repetition_penalty=1.2),
+}
+DRAFTERS: dict[str, Callable[[PreTrainedModel], Drafter]] = {
+    "none": lambda _: NoDrafter(),
+    "ngram": lambda _: NGram(),
+    "draft_model, chain": lambda model: DraftModel(model, chain(3)),
+    "draft_model, static": lambda model: DraftModel(model, StaticTree(paths=[[0], [1], [0, 0], [0, 1]])),
+    "draft_model, best_first": lambda model: DraftModel(model, BestFirst(max_nodes=8, depth=3, top_k=3)),
+}
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the Triton kernels launched; none of them runs."""
+    jit = pytest.importorskip("triton.runtime.jit")
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    names: list[str] = []
+
+    def launcher(kernel: Any, grid: object) -> Callable[..., None]:
+        return lambda *_, **__: names.append(kernel.fn.__name__)
+
+    for kind in (jit.JITFunction, interpreter.InterpretedFunction):
+        monkeypatch.setattr(kind, "__getitem__", launcher)
+    return names
+
+
+@pytest.fixture
+def shapes_only(monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
+    """A model without contents."""
+    monkeypatch.setattr(inspection, "check_logits", lambda target: None)  # looks at numbers, before any step
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(make_config("llama")).eval()
+
+
+def unheard(phase: str) -> None:
+    """A clock nobody reads."""
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("rule", [Coupled(), Rejection()], ids=["coupled", "rejection"])
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_a_step_reads_nothing_to_the_host(
+    drafter: str, rule: AcceptanceRule, settings: str, launches: list[str], shapes_only: PreTrainedModel
+) -> None:
+    made = DRAFTERS[drafter](shapes_only)
+    assert made.needs.on_device
+    step = Step(Target(shapes_only), made, rule, CAPACITY, MAX_LENGTH)
+    step.sampler.start(1, SETTINGS[settings], [1, 2])
+    assert step.sampler.kinds  # settings go to the device before the step
+    with torch.inference_mode():
+        for _ in range(2):
+            record = step([1], unheard)
+    assert record.shape[0] == CAPACITY
+    assert record.shape[1] >= 6
+    assert {"tree_attention_split_kernel", "kv_commit_kernel"} <= set(launches)
+
+
+def test_reading_to_the_host_is_seen(launches: list[str], shapes_only: PreTrainedModel) -> None:
+    """The proof above would fail if something did read."""
+
+    class Reading(NoDrafter):
+        def observe(self, state: None, tree: Any, verdict: Any, output: Any) -> None:
+            verdict.num_accepted.tolist()
+
+    step = Step(Target(shapes_only), Reading(), Coupled(), CAPACITY, MAX_LENGTH)
+    with torch.inference_mode(), pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        step([0], unheard)
+
+
+def tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """All tensors reachable from a state."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple | set):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors(part, seen)
+    elif type(value).__module__.startswith("specdec"):
+        names = [*getattr(value, "__dict__", ()), *getattr(type(value), "__slots__", ())]
+        for name in names:
+            yield from tensors(getattr(value, name, None), seen)
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_what_outlives_a_step_stays_where_it_is(
+    drafter: str, launches: list[str], shapes_only: PreTrainedModel
+) -> None:
+    """A CUDA graph writes to the tensors that it was captured with: a new one in their place would never be seen."""
+    step = Step(Target(shapes_only), DRAFTERS[drafter](shapes_only), Coupled(), CAPACITY, MAX_LENGTH)
+    step.sampler.start(0, SETTINGS["penalised"], [1, 2])
+    assert step.sampler.kinds
+    with torch.inference_mode():
+        before = {id(x): x for x in tensors(step)}
+        step([0], unheard)
+        step.sampler.stop(0)
+        step.sampler.start(2, SETTINGS["filtered"], [3])
+        assert step.sampler.kinds
+        step([2], unheard)
+    assert len(before) >= 7
+    assert before.keys() <= {id(x) for x in tensors(step)}
+
+
+class Replayed:
+    """Stands for a graph on the CPU: runs the function again, into the tensors that it first returned."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self._function = function
+        self._result: Any = None
+
+    def replay(self) -> Any:
+        made = self._function()
+        if self._result is None:
+            self._result = made
+        for old, new in zip(list(tensors(self._result)), list(tensors(made)), strict=True):
+            old.copy_(new)
+        return self._result
+
+
+TEXTS = [([5, 6, 7, 5, 6], 20), ([11], 13), ([2, 3, 2, 3, 2, 3, 2], 25), ([9, 8], 1), ([4] * 12, 9)]
+REQUESTS = [Request(prompt, count, SAMPLED if i % 2 else SamplingParams()) for i, (prompt, count) in enumerate(TEXTS)]
+
+
+def served(step: Step, stats: DecodingStats | None = None) -> list[list[int]]:
+    """New tokens of REQUESTS."""
+    texts = {g.index: g.new_ids for g, _ in decode(step, REQUESTS, stats) if g.finished}
+    return [texts[i] for i in range(len(REQUESTS))]
+
+
+class DeviceNGram(NGram):
+    """As on a GPU: one shape of tree."""
+
+    def open(self, capacity: int, max_length: int, device: torch.device) -> DeviceTexts:
+        return DeviceTexts(self, capacity, max_length, device)
+
+
+@pytest.mark.parametrize("name", ["ngram", "draft_model, chain", "draft_model, best_first", "scripted"])
+def test_captured_steps_write_the_same_texts(name: str) -> None:
+    model = make_model(dtype=torch.float64)
+    target = Target(model)
+    plain = served(Step(target, NoDrafter(), Coupled(), CAPACITY, MAX_LENGTH))
+    texts = {tuple(r.prompt): t for r, t in zip(REQUESTS, plain, strict=True)}
+    own: dict[str, Drafter] = {"scripted": Scripted(texts, hit=0.7, max_nodes=7), "ngram": DeviceNGram()}
+    drafter: Drafter = own.get(name) or DRAFTERS[name](model)
+    step = CapturedStep(target, drafter, Coupled(), CAPACITY, MAX_LENGTH)
+    made: list[Replayed] = []
+
+    def make(function: Callable[[], Any]) -> Replayed:
+        made.append(Replayed(function))
+        return made[-1]
+
+    step.graphs = Graphs(make)
+    for _ in range(2):  # the second time with the first one's graphs
+        assert served(step) == plain
+        count = len(made)
+        step.reset()
+    assert len(made) == count
+    assert count > 2 if name == "scripted" else count >= 1  # a graph for every bucket
+
+
+@pytest.mark.parametrize("name", ["none", "scripted"])
+def test_rehearsal_meets_every_bucket(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    target = Target(make_model())
+    drafter = Scripted({}, hit=0.0, max_nodes=7) if name == "scripted" else NoDrafter()
+    step = CapturedStep(target, drafter, Coupled(), 2, MAX_LENGTH)
+    made: list[Callable[[], Any]] = []
+
+    def make(function: Callable[[], Any]) -> Replayed:
+        made.append(function)
+        return Replayed(function)
+
+    step.graphs = Graphs(make)
+    rehearse(step)
+    assert len(made) == (4 if name == "scripted" else 1)  # trees of 1, 2, 4 and 7 nodes
+    assert target.lengths.tolist() == [0, 0]
+    assert "compiled" in capsys.readouterr().err
+
+
+def test_old_graphs_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specdec.capture.MOST_GRAPHS", 2)
+    made: list[int] = []
+
+    def make(function: Callable[[], int]) -> Any:
+        made.append(function())
+        return type("Graph", (), {"replay": staticmethod(function)})
+
+    graphs = Graphs(make)
+    for key in (1, 1, 2, 2, 3, 3, 2, 1):
+        assert graphs(key, partial(int, key)) == key
+    assert made == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("late", [1, 3])
+def test_reading_late_changes_no_text(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has ended stays in its slot for a step more; nothing of that shows, but in the number of forwards."""
+    model = make_model(dtype=torch.float64)
+    target, long = Target(model), MAX_LENGTH + 8 * late
+
+    def run(drafter: Drafter) -> tuple[list[list[int]], DecodingStats]:
+        stats = DecodingStats()
+        texts = {
+            g.index: g.new_ids
+            for g, _ in decode(Step(target, drafter, Coupled(), 2, long), REQUESTS, stats)
+            if g.finished
+        }
+        return [texts[i] for i in range(len(REQUESTS))], stats
+
+    drafters: list[Drafter] = [NoDrafter(), NGram(max_nodes=8), DraftModel(model, chain(3))]
+    before = [run(drafter) for drafter in drafters]
+    monkeypatch.setattr("specdec.decode.steps_late", lambda device: late)
+    for drafter, (texts, stats) in zip(drafters, before, strict=True):
+        again, counted = run(drafter)
+        assert again == texts
+        assert counted.accept_lengths == stats.accept_lengths
+        assert [r.nodes for r in counted.requests] == [r.nodes for r in stats.requests]
+        assert counted.forwards > stats.forwards
