@@ -82,6 +82,7 @@ def choose_config(
     group: int,
     rows: int,
     batch: int,
+    page: int,
     fixed: bool,
     extras: bool = False,
     warpgroups: bool = True,
@@ -93,6 +94,7 @@ def choose_config(
         head_size: the larger of key and value head size.
         group: query heads per KV head.
         rows, batch: R and B; their quotient stands for the rows of a tree.
+        page: slots of a page.
         fixed: one class of tiles whatever the batch and the tree, so that a row's bits depend on neither.
         extras: soft-capping, or a window that may be shorter than a tree's path: their registers need more warps.
         warpgroups: from `has_warpgroup_mma`.
@@ -104,9 +106,11 @@ def choose_config(
         return Config(16 if packed <= 16 else 32, 32, 4, 2, chunk, fixed)
     block_n = 32 if wide else 64
     if packed <= 16:
-        return Config(16, block_n, 4, 3 if wide else 5, chunk, fixed)
+        short = page % block_n != 0  # a page lookup per slot, whose registers need shorter tiles
+        return Config(16, 32 if short else block_n, 4, 3 if wide else 5, chunk, fixed)
     if packed <= 32:
-        return Config(32, block_n, 4, 3, chunk, fixed)
+        masked = head_size & (head_size - 1) != 0  # loads under a mask, whose registers need more warps as well
+        return Config(32, block_n, 8 if masked or extras else 4, 3, chunk, fixed)
     if packed < 256 or wide or extras or not warpgroups:
         return Config(64, block_n, 8 if wide or extras or not warpgroups else 4, 3, chunk, fixed)
     return Config(128, block_n, 8, 3, chunk, fixed)
@@ -217,7 +221,7 @@ def tree_attention_fused(
     node_words = 1 if words is None else words.shape[1]
     node_window = words is not None and 0 < window < 64 * node_words
     config = config or choose_config(
-        q.dtype, max(dim, value_dim), group, rows, batch, fixed_chunks, softcap > 0 or node_window,
+        q.dtype, max(dim, value_dim), group, rows, batch, page, fixed_chunks, softcap > 0 or node_window,
         has_warpgroup_mma(device),
     )  # fmt: skip
     plan = make_device_plan(

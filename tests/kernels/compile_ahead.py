@@ -99,7 +99,7 @@ def split(
     q, pool = MockTensor(q_type), MockTensor(getattr(torch, pool_dtype or dtype))
     node_window = not causal and 0 < window < 64 * node_words
     extras, warpgroups = softcap or node_window, ARCH // 10 in (9, 10)
-    config = choose_config(q_type, max(dim, value_dim), group, rows, batch, fixed, extras, warpgroups)
+    config = choose_config(q_type, max(dim, value_dim), group, rows, batch, page, fixed, extras, warpgroups)
     q_heads = heads * group
     return tree_attention_split_kernel.warmup(
         q, pool, pool, q, FLOAT32, FLOAT32, INT32 if causal else INT64, INT32, INT32, INT32, INT32, INT32, INT32,
@@ -188,6 +188,34 @@ def target_tokens(dtype: str = "bfloat16", vocab: int = 151936, rows: int = 64) 
     return target_tokens_kernel.warmup(
         MockTensor(getattr(torch, dtype)), INT32, INT32, INT32, INT32, FLOAT32, INT32, FLOAT32, FLOAT32, INT64,
         64, vocab, 8, 64 * vocab, vocab, BLOCK=block, grid=(1,), num_warps=warps,
+    )  # fmt: skip
+
+
+def ngram_match(max_n: int = 3, matches: int = 2) -> Any:
+    """One program a sequence and block of places."""
+    from specdec.kernels.ngram_match.fused import BLOCK, ngram_match_kernel
+
+    return ngram_match_kernel.warmup(
+        INT64, INT32, INT64, 1000, MIN_N=1, MAX_N=max_n, MATCHES=matches, BLOCK=BLOCK, grid=(1, 1)
+    )
+
+
+def ngram_match_select(candidates: int = 64, matches: int = 2) -> Any:
+    """One program a sequence."""
+    from specdec.kernels.ngram_match.fused import ngram_match_select_kernel
+
+    block = triton.next_power_of_2(candidates)
+    return ngram_match_select_kernel.warmup(INT64, INT32, INT32, candidates, MATCHES=matches, BLOCK=block, grid=(1,))
+
+
+def tree_rejection(dtype: str = "bfloat16", vocab: int = 151936, nodes: int = 64) -> Any:
+    """One program a tree."""
+    from specdec.kernels.tree_rejection.fused import BLOCK, WARPS, tree_rejection_kernel
+
+    return tree_rejection_kernel.warmup(
+        INT64, INT32, INT32, MockTensor(getattr(torch, dtype)), FLOAT32, INT32, INT32, FLOAT32, INT32, FLOAT32, FLOAT32,
+        FLOAT32, FLOAT32, INT64, INT32, INT64, nodes, vocab, 8, nodes * vocab, vocab, nodes * vocab, vocab,
+        BLOCK=BLOCK, BLOCK_N=triton.next_power_of_2(nodes), grid=(1,), num_warps=WARPS,
     )  # fmt: skip
 
 
