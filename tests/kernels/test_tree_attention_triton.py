@@ -100,6 +100,28 @@ def test_rows_of_no_sequence_are_zero() -> None:
     assert (run(case)[4:] == 0).all()
 
 
+@pytest.mark.parametrize("config", [SMALL, FIXED], ids=["balanced", "fixed"])
+def test_no_slot_is_taken(config: Config) -> None:
+    """Rows of a batch in which all caches and trees are empty: nothing to see, whatever lies in the pool."""
+    case = make_case([0, 0, 0], [0, 0, 0], rows=[0, 0, 0], heads=1, dim=16)
+    case.tensors["q"] = torch.randn(5, 2, 16, device=DEVICE)
+    case.tensors["words"] = torch.full((5, 1), -1, device=DEVICE)
+    assert (run(case, config) == 0).all()
+    case.tensors["row_starts"][1:] = torch.tensor([2, 2, 4])
+    case.tensors["words"].zero_()
+    assert (run(case, config) == 0).all()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_words_wider_than_any_tree(option: str) -> None:
+    """As fixed buffers have them. What they hold past a tree is 0."""
+    case = make_case([40, 3, 0], [5, 64, 2], rows=[5, 6, 2], heads=1, dim=16, **OPTIONS[option])
+    words = case.tensors["words"]
+    for width in (2, 3, 5):
+        wide = torch.cat([words, words.new_zeros(len(words), width - 1)], 1)
+        check(Case({**case.tensors, "words": wide}, case.options))
+
+
 def test_nan_in_padding_rows_stays_there() -> None:
     case = make_case([40], [3], rows=[6], heads=1, dim=16)
     clean = run(case)
@@ -173,6 +195,22 @@ def test_workspace_serves_every_layer_of_a_step_and_the_next_step() -> None:
         for window in (0, 6, 0):
             expected = run(step, window=window)
             assert torch.equal(run(step, window=window, workspace=workspace), expected)
+
+
+def test_workspace_serves_layers_of_different_shapes() -> None:
+    """Layers that differ in heads, groups and head sizes, and so in tiles and plans, take turns."""
+    workspace = Workspace()
+    layers = [
+        (make_case([70, 9], [5, 8], heads=1, group=2, dim=16), SMALL),
+        (make_case([70, 9], [5, 8], heads=2, group=2, dim=16, value_dim=32), replace(SMALL, block_m=32, chunk=64)),
+        (make_case([70, 9], [5, 8], heads=1, group=2, dim=48), SMALL),
+        (make_case([70, 9], [5, 8], heads=1, group=4, dim=16), SMALL),
+    ]
+    alone = [run(case, config) for case, config in layers]
+    for _ in range(2):
+        workspace.begin()
+        together = [run(case, config, workspace=workspace) for case, config in layers]
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 def test_refuses_what_it_cannot_do() -> None:
