@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 EXTRAS ?= experiments,kernels,dev
 # The oldest releases that are supported; pyproject.toml's ranges begin there.
 OLDEST_TRANSFORMERS ?= 5.0.0
+# A CUDA build of torch requires one release of triton exactly, so these two go together.
+OLDEST_TORCH ?= 2.11.0
 OLDEST_TRITON ?= 3.6.0
 # Processes for the default suite; each runs one thread of torch.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 8 ? 8 : n )))
@@ -74,8 +76,8 @@ test-oldest: .venv-oldest/.transformers-$(OLDEST_TRANSFORMERS) ## the suite on t
 	$(call say,Tests on transformers $(OLDEST_TRANSFORMERS))
 	.venv-oldest/bin/pytest -n $(JOBS) $(ARGS)
 
-test-triton-oldest: .venv-triton/.triton-$(OLDEST_TRITON) ## the kernels' tests on the oldest supported triton, in .venv-triton
-	$(call say,Kernel tests on triton $(OLDEST_TRITON))
+test-triton-oldest: .venv-triton/.torch-$(OLDEST_TORCH)-triton-$(OLDEST_TRITON) ## the kernels' tests on the oldest supported triton and torch, in .venv-triton
+	$(call say,Kernel tests on triton $(OLDEST_TRITON) and torch $(OLDEST_TORCH))
 	.venv-triton/bin/pytest -n $(JOBS) tests/kernels $(ARGS)
 
 # The pins but for the one package that differs here, and what must move along with it.
@@ -87,11 +89,11 @@ test-triton-oldest: .venv-triton/.triton-$(OLDEST_TRITON) ## the kernels' tests 
 	.venv-oldest/bin/python -m pip install --disable-pip-version-check -c .venv-oldest/constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
-.venv-triton/.triton-$(OLDEST_TRITON): pyproject.toml constraints.txt
-	$(call say,Installing with triton $(OLDEST_TRITON) into .venv-triton: 1 to 3 minutes)
+.venv-triton/.torch-$(OLDEST_TORCH)-triton-$(OLDEST_TRITON): pyproject.toml constraints.txt
+	$(call say,Installing with triton $(OLDEST_TRITON) and torch $(OLDEST_TORCH) into .venv-triton: 2 to 10 minutes)
 	@$(find_python); [ -x .venv-triton/bin/python ] || "$$python" -m venv .venv-triton
-	@grep -v -i -E '^triton==' constraints.txt > .venv-triton/constraints.txt
-	@echo "triton==$(OLDEST_TRITON)" >> .venv-triton/constraints.txt
+	@grep -v -i -E '^(torch|triton|setuptools)==' constraints.txt > .venv-triton/constraints.txt
+	@printf '%s\n' "torch==$(OLDEST_TORCH)" "triton==$(OLDEST_TRITON)" >> .venv-triton/constraints.txt
 	.venv-triton/bin/python -m pip install --disable-pip-version-check -c .venv-triton/constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
