@@ -6,8 +6,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from specdec.experiments.bench import measure, ops, tables
-from specdec.experiments.bench.grid import GRIDS, cells
+from specdec.experiments.bench.grid import cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
 from specdec.experiments.bench.plot import roofline
 from specdec.experiments.bench.results import Results, load
 from specdec.experiments.bench.rivals import methods
+from specdec.experiments.bench.settings import Settings, read_settings
 from specdec.loading import unknown
 
 USAGE = """specdec bench: the kernels against their rivals, on this machine
@@ -34,18 +34,6 @@ The decoding loop against transformers' own: python benchmarks/loop.py, in a che
 """
 Entry = dict[str, Any]
 Work = Sequence[tuple[str, Callable[[], Entry]]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of a run."""
-
-    grid: str
-    minutes: float
-    output: Path
-    device: str
-    again: bool = False
-    seconds: float = 0.5  # of timing a cell
 
 
 def bench(arguments: list[str]) -> None:
@@ -62,48 +50,6 @@ def bench(arguments: list[str]) -> None:
     if part not in parts:
         raise unknown("benchmark", part, parts)
     parts[part](rest)
-
-
-def read_settings(arguments: Sequence[str], part: str) -> Settings:
-    """Settings from name=value.
-
-    Raises:
-        ValueError: an unknown name, or a value that does not fit.
-    """
-    given: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            raise ValueError(f"{argument!r} is no setting; expected name=value, see: specdec bench")
-        if name not in (known := [field.name for field in dataclasses.fields(Settings)]):
-            raise unknown("setting of bench", name, known)
-        given[name] = value
-    device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"device={device} is not there; expected cpu{', cuda' * torch.cuda.is_available()}")
-    grid = given.get("grid", "cpu" if device == "cpu" else "small")
-    if grid not in GRIDS:
-        raise unknown("grid", grid, GRIDS)
-    if (grid == "cpu") != (device == "cpu"):
-        raise ValueError(
-            f"grid={grid} is not for device={device}; expected grid={'cpu' if device == 'cpu' else 'small'}"
-        )
-    if (again := given.get("again", "false")) not in ("true", "false"):
-        raise ValueError(f"again={again}; expected true or false")
-    output = Path(given.get("output", f"outputs/bench/{part}_{device}.json"))
-    return Settings(
-        grid, _positive(given, "minutes", 60.0), output, device, again == "true", _positive(given, "seconds", 0.5)
-    )
-
-
-def _positive(given: Mapping[str, str], name: str, default: float) -> float:
-    try:
-        value = float(given.get(name, default))
-    except ValueError:
-        value = -1.0
-    if not value > 0:
-        raise ValueError(f"{name}={given[name]}; expected a number above 0")
-    return value
 
 
 def run(settings: Settings, make_work: Callable[[Results], Work]) -> Results:
@@ -154,7 +100,8 @@ def _kernels(arguments: list[str]) -> None:
         def entry(cell: Any) -> Entry:
             if on_gpu:
                 torch.cuda.empty_cache()
-            return measure.measure(make_inputs(cell, pools), methods(cell, device.type), settings.seconds, copy)
+            measured = measure.measure(make_inputs(cell, pools), methods(cell, device.type), settings.seconds, copy)
+            return {"cell": cell.about, **measured}
 
         return [(cell.key, lambda cell=cell: entry(cell)) for cell in cells(settings.grid)]  # type: ignore[misc]
 

@@ -57,6 +57,12 @@ class Cell:
         return f"{shape} B={self.batch} N={self.nodes} L={self.context} {self.heads}/{self.kv_heads}/{self.dim} {kinds}"
 
     @property
+    def about(self) -> dict[str, object]:
+        """What a reader of a result sorts by."""
+        heads = f"{self.heads}/{self.kv_heads}/{self.dim}"
+        return {"batch": self.batch, "nodes": self.nodes, "context": self.context, "heads": heads, "dtype": self.dtype}
+
+    @property
     def slots(self) -> int:
         """Slots that are read, of all sequences."""
         return sum(self.contexts) + self.batch * self.nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,29 @@ def targets_table(result: Json | None) -> Table:
 def markdown(cpu: Json, gpu: Json | None) -> str:
     """The part of a README between its markers: a CPU's ratios, and what is known of a GPU."""
     about = cpu["provenance"]
-    where = (
-        f"{about['cpu']['model']}, {about['threads']} thread, torch {about['versions']['torch']}, {about['time'][:10]}"
-    )
-    ours = "How many times as fast the packed path is: median of interleaved runs (20th to 80th percentile)"
-    lines = [f"{ours}. {where}.", "", *_grid(header(cpu), rows(cpu)), "", "On a GPU:", ""]
-    return "\n".join([*lines, *_grid(["target", "wanted", "measured", "verdict"], verdicts(gpu))])
+    machine = f"{about['cpu']['model']}, threads: {about['threads']}"
+    where = f"{machine}, torch {about['versions']['torch']}, {about['time'][:10]}"
+    lines = [f"How many times as fast the packed path is, medians of interleaved runs. {where}."]
+    for rival in rivals(cpu):
+        lines += ["", f"Over {rival}:", "", *_by_nodes(cpu, rival)]
+    judged = verdicts(gpu)
+    count = Counter(verdict.state.split(" by ")[0] for verdict in judged)
+    summary = ", ".join(f"{number} {state}" for state, number in count.items())
+    lines += ["", "<details>", f"<summary>Targets on a GPU: {summary}</summary>", ""]
+    return "\n".join([*lines, *_grid(["target", "wanted", "measured", "verdict"], judged), "", "</details>"])
+
+
+def _by_nodes(result: Json, rival: str) -> list[str]:
+    """A row a batch, a column a number of nodes."""
+    found: dict[tuple[str, ...], dict[int, str]] = {}
+    for entry in result["cells"].values():
+        cell, ratio = entry["cell"], entry.get("times_as_fast", {}).get(rival)
+        if ratio or entry["red"]:
+            key = tuple(str(cell[name]) for name in ("heads", "dtype", "batch", "context"))
+            found.setdefault(key, {})[cell["nodes"]] = f"{ratio[1]:.2f}" if ratio else "wrong"
+    nodes = sorted({n for row in found.values() for n in row})
+    head = ["heads / KV heads / size", "dtype", "B", "context", *(f"N = {n}" for n in nodes)]
+    return _grid(head, ([*key, *(row.get(n, "") for n in nodes)] for key, row in found.items()))
 
 
 def insert(readme: Path, text: str) -> None:

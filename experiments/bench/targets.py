@@ -84,9 +84,13 @@ def _seconds(cells: dict[str, Any], cell: Cell) -> float | None:
 
 def _at_most(what: str, wanted: float, got: float | None, unit: str) -> Verdict:
     state = OPEN if got is None else "reached" if got <= wanted else f"missed by {got / wanted:.2f}x"
-    return Verdict(what, f"at most {wanted:.3g}{unit}", "" if got is None else f"{got:.3g}{unit}", state)
+    return Verdict(what, f"at most {_number(wanted)}{unit}", "" if got is None else f"{_number(got)}{unit}", state)
 
 
 def _at_least(what: str, wanted: float, got: float | None) -> Verdict:
     state = OPEN if got is None else "reached" if got >= wanted else f"missed by {wanted / got:.2f}x"
-    return Verdict(what, f"at least {wanted:.3g}x", "" if got is None else f"{got:.3g}x", state)
+    return Verdict(what, f"at least {_number(wanted)}x", "" if got is None else f"{_number(got)}x", state)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
