@@ -59,6 +59,7 @@ SMALL_OPS: list[Job] = [
     {"kernel": "ngram_match_select"},
     {"kernel": "target_tokens"},
     {"kernel": "target_tokens", "dtype": "float32", "rows": 2048},
+    {"kernel": "tree_rejection"},
 ]
 
 
