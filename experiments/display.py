@@ -42,8 +42,11 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance(self, note: str = "", done: int | None = None) -> None:
-        """One more, or `done` in all."""
+    def advance(self, note: str = "", done: int | None = None, total: int | None = None) -> None:
+        """One more, or `done` in all; `total` where it was not known before."""
+        if total is not None and total != self._total:
+            self._total = total
+            self._bar.update(self._task, total=total)
         before, self._done = self._done, self._done + 1 if done is None else done
         self._bar.update(self._task, completed=self._done, description=f"{self._what} {note}".rstrip())
         part = max(self._total // LOG_LINES, 1)

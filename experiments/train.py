@@ -19,7 +19,8 @@ from specdec import loading
 from specdec.experiments import provenance
 from specdec.experiments.display import Bar
 from specdec.experiments.records import write_text
-from specdec.experiments.training import checkpoint
+from specdec.experiments.training import checkpoint, datastore
+from specdec.experiments.training.datastore import DatastoreConfig, DatastoreResult
 from specdec.experiments.training.model_card import write_model_card
 from specdec.experiments.training.pretrain import PretrainConfig, PretrainResult, Stage, pretrain, write_history
 from specdec.experiments.validation import check_keys, refuse_missing
@@ -27,7 +28,7 @@ from specdec.experiments.validation import check_keys, refuse_missing
 FREE = {"output", "steps", "evaluate_every", "checkpoint_every", "threads"}  # may differ when a run goes on
 
 
-def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) -> PretrainResult:
+def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) -> PretrainResult | DatastoreResult:
     """Train what `raw["training"]` describes.
 
     Args:
@@ -41,6 +42,8 @@ def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) ->
     output = Path(config.output)
     _claim(output, raw["training"])
     transformers_logging.disable_progress_bar()
+    if isinstance(config, DatastoreConfig):
+        return _build_datastore(config, raw, console)
     done = _steps_done(output)
     if done:
         console.print(f"Going on from step {done} of {config.steps}: {output / checkpoint.FILE}", highlight=False)
@@ -65,7 +68,21 @@ def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) ->
     return result
 
 
-def parse(raw: Mapping[str, Any]) -> PretrainConfig:
+def _build_datastore(config: DatastoreConfig, raw: Mapping[str, Any], console: Console) -> DatastoreResult:
+    console.print("Reading the corpus", highlight=False)
+    with Bar(console, 1, "Tokenising") as bar:
+        result = datastore.build(config, lambda done, total: bar.advance(done=done, total=total))
+    sources = [{f.name: getattr(s, f.name) for f in fields(s)} for s in result.sources]
+    about = provenance.collect(provenance.command_line(), dict(raw), {"sources": sources})
+    provenance.write(result.file.with_name("provenance.json"), about)
+    console.print(
+        f"{result.file}: {result.tokens:,} tokens of {result.documents:,} texts, {result.file.stat().st_size:,} bytes",
+        highlight=False,
+    )
+    return result
+
+
+def parse(raw: Mapping[str, Any]) -> PretrainConfig | DatastoreConfig:
     """The training's configuration, looked over before anything is read.
 
     Raises:
@@ -81,8 +98,14 @@ def parse(raw: Mapping[str, Any]) -> PretrainConfig:
         )
     refuse_missing(settings, "training")
     config = loading.instantiate(settings, tuple(raw.get("allow_targets") or ()), "training")
+    if isinstance(config, DatastoreConfig):
+        datastore.check(config)
+        return config
     if not isinstance(config, PretrainConfig):
-        raise ValueError(f"training: {settings['_target_']} is no training's configuration; expected PretrainConfig")
+        raise ValueError(
+            f"training: {settings['_target_']} is no training's configuration; "
+            "expected PretrainConfig or DatastoreConfig"
+        )
     check_keys(config.model, set(LlamaConfig().to_dict()), "setting of training.model")
     for name in ("steps", "tokens_per_step", "evaluate_every", "checkpoint_every", "vocab_size", "warmup_steps"):
         value = getattr(config, name)

@@ -82,6 +82,7 @@ class Drafter(Protocol):
     The object holds weights and settings; everything of a request lives in the state that `open` returns, so one
     drafter serves many decoders. What it may have besides:
         vocab_size, hidden_size: the target must have the same.
+        tokenizer: `loading.fingerprint` of the one it was made with, which must be the target's.
         synthetic: it knows the text beforehand, to study costs; results say so beside its name.
         reads_own_tree: `observe` wants the tree that this drafter proposed, and no other one with the same root.
     """

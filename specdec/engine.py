@@ -14,6 +14,7 @@ from specdec.core import AcceptanceRule, Drafter
 from specdec.decode import decode
 from specdec.metrics import DecodingStats
 from specdec.request import Generation, Request
+from specdec.sampling import SamplingParams
 from specdec.step import Step
 from specdec.target import Target
 
@@ -43,12 +44,12 @@ class Engine:
         self._latest: object = None
         self._captured: CapturedStep | None = None  # serves later runs too, as long as its buffers are large enough
 
-    def warmup(self, slots: int = 1, max_length: int = 2048) -> None:
+    def warmup(self, slots: int = 1, max_length: int = 2048, sampling: SamplingParams | None = None) -> None:
         """See `SpeculativeDecoder.warmup`."""
         self._latest = None
         if self._captures:
             longest = min(max_length, self.target.max_positions or max_length)
-            rehearse(self._captured_step(slots, longest))
+            rehearse(self._captured_step(slots, longest), sampling or SamplingParams())
             return
         self.target.warmup(slots, self.drafter.needs.max_nodes)
         if warmup := getattr(self.drafter, "warmup", None):
@@ -139,7 +140,8 @@ def make_rule(acceptance: object, allow_targets: Collection[str] = ()) -> Accept
 
 def check_fit(drafter: Drafter, model: PreTrainedModel) -> None:
     """A drafter that says its `vocab_size` must have the target's, up to padding of the embedding, and one that says
-    its `hidden_size` (of the hidden states it reads) exactly the target's.
+    its `hidden_size` (of the hidden states it reads) exactly the target's. One that was made with a `tokenizer` needs
+    the target's own, where that lies beside the model.
 
     Raises:
         ValueError: it has another.
@@ -154,3 +156,6 @@ def check_fit(drafter: Drafter, model: PreTrainedModel) -> None:
         raise ValueError(
             f"the drafter has a vocabulary of {own} tokens, the target of {wanted}; use a drafter made for this target"
         )
+    mark, name = getattr(drafter, "tokenizer", None), model.name_or_path
+    if mark is not None and loading.has_tokenizer(name) and mark != loading.fingerprint(loading.load_tokenizer(name)):
+        raise ValueError(f"the drafter's datastore was made with another tokenizer than that of {name}; build it again")

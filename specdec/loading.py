@@ -7,6 +7,7 @@ A `_target_` runs code, so one outside specdec and installed plug-ins must be al
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import inspect
 import json
@@ -267,12 +268,22 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> PreTrai
         ValueError: there is none.
     """
     path = model_path(name)
-    if Path(path).is_dir() and not any(any(Path(path).glob(files)) for files in TOKENIZER_FILES):
+    if Path(path).is_dir() and not has_tokenizer(path):
         raise ValueError(f"no tokenizer for {str(name)!r}: {path} has none of {', '.join(TOKENIZER_FILES)}")
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"no tokenizer for {str(name)!r}: {_reason(error)}") from error
+
+
+def has_tokenizer(folder: str) -> bool:
+    """Whether `folder` is one, with a tokenizer's files."""
+    return bool(folder) and any(any(Path(folder).glob(files)) for files in TOKENIZER_FILES)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """32 bytes that tell tokenizers apart: two with the same words at the same ids are the same."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).digest()
 
 
 def choose_device(device: str) -> torch.device:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from specdec.core import Drafter, DraftNeeds, TargetOutput, Verdict
+from specdec.drafters import datastore
 from specdec.kernels.ancestor_words import ancestor_words
 from specdec.sampling import DraftNoise, Sampler, SamplingParams
 from specdec.tree.token_tree import TokenTree, num_words
@@ -234,3 +237,16 @@ class Harness:
         """Made-up hidden states `[rows, H]`, a function of the text."""
         generator = torch.Generator().manual_seed(hash(tuple(text)) % 2**31)
         return torch.randn(rows, self._hidden_size, generator=generator)
+
+
+# --- corpora
+
+
+def write_datastore(
+    file: Path, texts: Sequence[Sequence[int]], vocab_size: int, tokenizer: bytes = bytes(32), separator: int = 0
+) -> Path:
+    """A datastore whose suffixes are sorted by Python."""
+    tokens = [token for text in texts for token in (*text, separator)]
+    suffixes = sorted(range(len(tokens)), key=lambda at: tokens[at:])
+    datastore.write(file, np.array(tokens), np.array(suffixes), vocab_size, separator, tokenizer)
+    return file

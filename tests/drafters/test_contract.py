@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from specdec.core import Drafter
 from specdec.sampling import SamplingParams
 from specdec.tree.token_tree import TokenTree
 
-from ..fakes import Harness, check_shape
+from ..fakes import Harness, check_shape, write_datastore
 from ..models import make_model
 
 VOCAB = 40
@@ -38,9 +41,17 @@ def make_spec(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
+@cache
+def corpus() -> Path:
+    """A datastore of random texts, some of whose tokens the made-up target does not know."""
+    texts = torch.randint(0, VOCAB + 9, (40, 20), generator=torch.Generator().manual_seed(1)).tolist()
+    return write_datastore(Path(tempfile.mkdtemp()) / "datastore.bin", texts, VOCAB + 10)
+
+
 def make_drafter(name: str, **settings: Any) -> Drafter:
-    """As the yaml says, but for a tiny draft model in float64, where batching changes no token."""
+    """As the yaml says, but for a tiny draft model in float64, where batching changes no token, and a tiny corpus."""
     settings["model"] = make_model(vocab_size=VOCAB, dtype=torch.float64)
+    settings["path"] = corpus()
     made: Drafter = loading.build("drafter", make_spec(name, settings))
     return made
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import ModuleType
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from specdec import SpeculativeDecoder, loading
 from specdec.experiments import train
 from specdec.experiments.cli import main
+from specdec.experiments.training import corpus, datastore
 
-TRAININGS = sorted(path.stem for path in (loading.CONF / "experiment").glob("train_*.yaml"))
+NO_MODEL = {"train_retrieval"}
+TRAININGS = sorted({path.stem for path in (loading.CONF / "experiment").glob("train_*.yaml")} - NO_MODEL)
 SHORT = {
     "packages": "[rich]",
     "steps": 2,
@@ -94,3 +99,54 @@ def test_a_training_goes_on_from_the_weights_of_another(train_short, tmp_path, c
     assert "2 steps of 64 tokens: 128 tokens" in card  # of the first
     assert train_short("train_tiny_further", output="other", vocab_size=301) == 1
     assert "weights of another shape" in capsys.readouterr().err
+
+
+@pytest.fixture
+def sorts_suffixes(monkeypatch):
+    """pydivsufsort, or where it is not installed what it does, slowly."""
+    try:
+        import pydivsufsort  # noqa: F401
+    except ImportError:
+        slow = ModuleType("pydivsufsort")
+        slow.divsufsort = lambda tokens: np.array(sorted(range(len(tokens)), key=lambda at: tokens[at:].tolist()))
+        monkeypatch.setitem(sys.modules, "pydivsufsort", slow)
+
+
+def test_a_datastore_is_built_and_drafts_from_it(sorts_suffixes, target, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath("one.txt").write_text("import os\nimport sys\nprint(os.sep)\n")
+    settings = ["training.packages=[]", "training.files=[one.*]", f"training.tokenizer={target}"]
+    assert main(["train", "experiment=train_retrieval", *settings]) == 0, capsys.readouterr().err
+    assert "of 1 texts" in capsys.readouterr().out
+    folder = tmp_path / "outputs" / "train_retrieval"
+    assert json.loads((folder / "provenance.json").read_text())["data"]["sources"] == []
+    decoder = SpeculativeDecoder.from_pretrained(str(target), drafter="retrieval")  # finds it where it was written
+    found = decoder.engine.drafter.datastore
+    ids = decoder.tokenizer("import os\nimport sys\n")["input_ids"]
+    match = found.find(ids[:-2], 2)
+    assert match[0] == len(ids) - 2
+    assert found.continuations(match, 2, 9) == [ids[-2:]]
+    assert decoder.generate("import os", max_new_tokens=4).stats.new_tokens == 4
+
+
+def test_a_datastore_without_held_out_files(sorts_suffixes, target, tmp_path, monkeypatch):
+    config = datastore.DatastoreConfig(str(tmp_path), str(target), packages=["hydra-core"])
+    documents = [corpus.Document(f"a/{i}.py", f"x = {i}\n") for i in range(200)]
+    kept = [d for d in documents if not d.held_out]
+    assert 0 < len(kept) < 200
+    monkeypatch.setattr(datastore, "read_corpus", lambda packages: (documents, []))
+    assert datastore.build(config, lambda done, total: None).documents == len(kept)
+
+
+def test_what_a_datastore_cannot_be_built_from(sorts_suffixes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def error(*settings):
+        assert main(["train", "experiment=train_retrieval", *settings]) == 1
+        return capsys.readouterr().err
+
+    assert "training.packages and training.files are empty" in error("training.packages=[]")
+    assert "'no*.txt' matches no file" in error("training.files=[no*.txt]")
+    assert "unknown model 'tinny'" in error("training.tokenizer=tinny")
+    monkeypatch.setitem(sys.modules, "pydivsufsort", None)
+    assert "sorting suffixes needs pydivsufsort: pip install pydivsufsort" in error()
