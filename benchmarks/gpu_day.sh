@@ -24,4 +24,6 @@ part "kernels, compiled" python -m pytest -q -p no:cacheprovider -o addopts="" -
 part "tree attention against its rivals" python -m specdec.experiments.cli bench kernels minutes="${KERNEL_MINUTES:-12}" \
     output="$out/kernels.json" 2>&1 | tee "$out/kernels.log"
 part "small operations" python -m specdec.experiments.cli bench ops minutes=2 output="$out/ops.json" 2>&1 | tee "$out/ops.log"
+part "whole steps of an 8B shape" python -m specdec.experiments.cli bench step output="$out/step.json" 2>&1 | tee "$out/step.log"
 part "the loop" python benchmarks/loop.py --output "$out/loop.json" 2>&1 | tee "$out/loop.log"
+part "the loop, captured" python benchmarks/loop.py --compile --output "$out/loop_captured.json" 2>&1 | tee "$out/loop_captured.log"

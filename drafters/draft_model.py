@@ -47,7 +47,8 @@ class DraftModel:
             padded differently: what the target does not have is cut, and what only it has is never drafted.
         tree: the shape of the drafts; a chain of 4 by default.
         backend: of the draft model's attention.
-        compile: run the draft model's levels as compiled graphs (see Target).
+        compile: run the draft model's levels as compiled graphs (see Target). For a draft model on the CPU; on a GPU
+            the target's `compile` captures the whole step.
 
     Raises:
         ValueError: the model cannot be used (see Target).
@@ -58,7 +59,7 @@ class DraftModel:
     ):
         self.policy = tree if tree is not None else chain(4)
         self.model = model
-        self.backend, self.compile = backend, compile
+        self.backend, self.compile = backend, compile and model.device.type == "cpu"
         self.vocab_size = Target(model, backend=backend).vocab_size  # looks the model over, too
         widest = max(map(self.policy.branching, range(self.policy.depth)))
         if widest > self.vocab_size:

@@ -18,6 +18,7 @@ from specdec.compiled import bucket, buckets, warm
 from specdec.core import AcceptanceRule, Drafter, TargetOutput, Verdict
 from specdec.decode import decode
 from specdec.request import Request
+from specdec.sampling import SamplingParams
 from specdec.step import Lap, Step
 from specdec.target import Target
 from specdec.tree.token_tree import TokenTree
@@ -117,18 +118,21 @@ class CapturedStep(Step):
 
     @torch.inference_mode()
     def rehearse(self, nodes: int) -> None:
-        """A step with chains of `nodes` zeros in empty slots; forgets what the slots held."""
+        """A step with chains of `nodes` zeros; forgets the texts of the slots."""
         self._decide_held(self._hold(TokenTree.chain(self.roots.new_zeros(self.capacity, nodes))))
-        self.reset()
+        self.target.lengths.zero_()
 
 
-def rehearse(step: CapturedStep) -> None:
-    """Capture what greedy requests will need, with a line of progress a graph on stderr."""
+def rehearse(step: CapturedStep, sampling: SamplingParams) -> None:
+    """Capture what requests with such settings will need, with a line of progress a graph on stderr."""
     what = f"{type(step.drafter).__name__} for {step.capacity} slot{'s' * (step.capacity > 1)}"
     if not step.drafter.needs.on_device:
+        for slot in range(step.capacity):
+            step.sampler.start(slot, sampling, [0])
         warm(lambda nodes: [step.rehearse(nodes) for _ in range(2)], buckets(step.max_nodes), what)
+        step.reset()
         return
-    request = Request([0], 2 * step.max_nodes + 1)  # three steps at least
+    request = Request([0], 2 * step.max_nodes + 1, sampling)  # three steps at least
 
     warm(lambda _: list(decode(step, [request] * step.capacity)), [step.max_nodes], what)
     step.reset()

@@ -110,14 +110,18 @@ class SpeculativeDecoder:
         model = loading.load_model(name, device, dtype, trust_remote_code)
         return SpeculativeDecoder(model, tokenizer, **settings)
 
-    def warmup(self, slots: int = 1) -> None:
-        """With compile=True: compile every size of trees now, so that no request waits for it. A line each on stderr.
+    def warmup(self, slots: int = 1, max_length: int = 2048, sampling: SamplingParams | None = None) -> None:
+        """With compile=True: compile, or on a GPU capture, every size of trees now, so that no request waits for it. A
+        line each on stderr.
 
         Args:
             slots: requests at once, as prompts in a list or as `generate_many`'s slots; every number is compiled for
                 itself.
+            max_length: of a prompt with its continuation. On a GPU longer ones need buffers, and graphs, of their own.
+            sampling: of the requests to come; greedy if None. What matters on a GPU is whether they sample at all, and
+                whether there are a penalty or filters: numbers may differ.
         """
-        self.engine.warmup(slots)
+        self.engine.warmup(slots, max_length, sampling)
 
     def generate(
         self,

@@ -21,6 +21,8 @@ from transformers import (
 )
 
 from specdec import noise
+from specdec.kernels.common.filters.naive import filter_rows
+from specdec.tree.token_tree import WORD_BITS, TokenTree
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -118,10 +120,11 @@ class Sampler:
         self._texts: dict[int, list[int]] = {}  # slot -> prompt and text so far, kept up to date by the loop
         self._present: Tensor | None = None  # [B, V] bool: in the prompt or text; made when a penalty is first used
         self._stale = True  # settings have changed since the last step
-        self._indices: dict[tuple[int, ...], Tensor] = {}  # slots -> the same as a tensor
         # Fixed buffers, which a CUDA graph may hold:
         self.seeds = torch.zeros(2, capacity, dtype=torch.int32, device=device)
         self.greedy = torch.ones(capacity, dtype=torch.bool, device=device)
+        self.temperature, self.top_p, self.min_p = (torch.zeros(capacity, device=device) for _ in range(3))
+        self.top_k = torch.zeros(capacity, dtype=torch.int32, device=device)
         self._penalties = torch.ones(capacity, device=device)
 
     def start(
@@ -152,7 +155,9 @@ class Sampler:
         self._stale = False
         self.seeds.copy_(noise.seed_words([p.seed for p in self._params], self.device))
         self._penalties.copy_(torch.tensor([p.repetition_penalty for p in self._params]))
-        self._penalised = any(p.repetition_penalty != 1 for p in self._params)
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            getattr(self, name).copy_(torch.tensor([getattr(p, name) for p in self._params]))
+        self.penalised = any(p.repetition_penalty != 1 for p in self._params)
         greedy = [p.temperature == 0 for p in self._params]
         self.all_greedy = all(greedy)
         self.greedy.copy_(torch.tensor(greedy))
@@ -160,22 +165,16 @@ class Sampler:
         for slot, params in enumerate(self._params):
             if params.warpers():
                 slots.setdefault(replace(params, seed=0, repetition_penalty=1.0), []).append(slot)
-        self._groups = [(self._index(tuple(s)), w) for p, s in slots.items() if (w := p.warpers())]
-        self._kinds = (self.all_greedy, self._penalised, bool(self._processors), *((p, *s) for p, s in slots.items()))
-        self.raw = self.all_greedy and not self._penalised and not self._processors
-
-    def _index(self, slots: tuple[int, ...]) -> Tensor:
-        """`[b]` int64; kept, for a CUDA graph that reads it."""
-        if slots not in self._indices:
-            self._indices[slots] = torch.tensor(slots, device=self.device)
-        return self._indices[slots]
+        self._groups = [(torch.tensor(s, device=self.device), w) for p, s in slots.items() if (w := p.warpers())]
+        self._filtered = any(p.top_k or p.top_p < 1 or p.min_p for p in slots)
+        self.raw = self.all_greedy and not self.penalised and not self._processors
 
     @property
     def kinds(self) -> Hashable:
-        """What the host decides by: two steps with equal kinds run the same operations."""
+        """What the host decides by on a GPU: two steps with equal kinds run the same operations there."""
         if self._stale:
             self._refresh()
-        return self._kinds
+        return self.all_greedy, self.penalised, self._filtered, self.has_processors
 
     @property
     def has_processors(self) -> bool:
@@ -184,7 +183,7 @@ class Sampler:
 
     def commit(self, emitted: Tensor) -> None:
         """Tokens `[B, D]` int64 became text (repeats do no harm)."""
-        if self._penalised and self._present is not None:
+        if self.penalised and self._present is not None:
             self._present.scatter_(1, emitted, True)
 
     def process(self, logits: Tensor, path: Tensor, slots: Sequence[int] = ()) -> Tensor:
@@ -197,17 +196,28 @@ class Sampler:
             slots: where to call the processors that users gave. Drafters call none: a guess needs no rules.
         """
         scores = logits.float()
-        if self._penalised:
-            scores = self._penalise(scores, path)
+        if self.penalised:
+            scores = self.penalise(scores, path)
         if self._processors:
             scores = self._process_rows(scores, path, slots)
+        if self.device.type != "cpu" and not self._processors:
+            return self._filter(scores)
         for rows, warpers in self._groups:
             if len(rows) == len(scores):
                 return _warp(scores, warpers)
             scores = scores.index_copy(0, rows, _warp(scores[rows], warpers))
         return scores
 
-    def _penalise(self, scores: Tensor, path: Tensor) -> Tensor:
+    def _filter(self, scores: Tensor) -> Tensor:
+        """What the warpers do to `[B, M, V]`, with settings that are read on the device. For drafts: where two tokens
+        are equal at the cut of top-p, they and the target may keep another one."""
+        settings = (x[:, None].expand(scores.shape[:2]) for x in (self.temperature, self.top_k, self.top_p, self.min_p))
+        if self._filtered:
+            return filter_rows(scores, *settings)
+        return scores / torch.where(self.greedy, 1.0, self.temperature)[:, None, None]
+
+    def penalise(self, scores: Tensor, path: Tensor) -> Tensor:
+        """CTRL's penalty on `[B, M, V]` scores; `path` `[B, M, E]` as for `process`."""
         assert self._present is not None
         present = self._present[:, None].expand_as(scores)  # [B, M, V]
         if path.shape[-1]:
@@ -299,6 +309,34 @@ class StepSampling:
         if depth not in self._chances:
             self._chances[depth] = noise.uniform(self.keys(noise.ACCEPT_STREAM, depth), self._max_depth)
         return self._chances[depth][:, turn] < probability
+
+    @property
+    def at_once(self) -> bool:
+        """Whether rules use kernels that read settings on the device: on a GPU, where a walk in torch would either ask
+        the host how far it has come or go on to the depth of the tree. Users' processors are Python and want the walk.
+        """
+        return self._positions.device.type != "cpu" and not self._sampler.has_processors
+
+    @property
+    def positions(self) -> Tensor:
+        """`[B]` int32, of the roots."""
+        return self._positions
+
+    @property
+    def settings(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """seeds `[2, B]`, temperature, top_k, top_p, min_p `[B]`: what those kernels want to know, in fixed buffers."""
+        sampler = self._sampler
+        return sampler.seeds, sampler.temperature, sampler.top_k, sampler.top_p, sampler.min_p
+
+    def penalised(self, tree: TokenTree, logits: Tensor) -> Tensor:
+        """`[B, N, V]` logits of all nodes after the repetition penalty, each with its own path as its history."""
+        if not self._sampler.penalised:
+            return logits
+        place = torch.arange(tree.max_nodes, device=logits.device)
+        on_path = (tree.words[..., place // WORD_BITS] >> (place % WORD_BITS)) & 1 == 1  # [B, N, N]
+        on_path[..., 0] = False  # the root is text
+        path = torch.where(on_path, tree.tokens[:, None], -1)
+        return self._sampler.penalise(logits.float(), path)
 
     def draft_noise(self, shared: bool) -> DraftNoise:
         """What a drafter draws with: the target's noise (`shared`) or its own."""

@@ -420,3 +420,23 @@ def test_draft_and_target_noise_differ() -> None:
         own = now.draft_noise(shared=False).choose(flat, 0, 1, no_path(slots))[0]
         same += int((own[:, 0, 0] == now.draw(flat[:, 0], 0, no_path(slots)[:, 0])).sum())
     assert abs(same - 100) < 5 * 9.6  # binomial(1200, 1/12): 5 sigma
+
+
+def test_filters_that_a_gpu_reads_keep_what_transformers_keeps() -> None:
+    """On a GPU settings are tensors; the scores, -inf included, are those of transformers' warpers."""
+    params = [
+        SamplingParams(),
+        SamplingParams(temperature=0.6),
+        SamplingParams(temperature=1.0, top_k=3),
+        SamplingParams(temperature=1.5, top_p=0.7),
+        SamplingParams(temperature=0.9, top_k=9, top_p=0.9, min_p=0.1),
+        SamplingParams(temperature=0.8, min_p=0.2),
+    ]
+    logits = torch.randn(len(params), 3, 31, generator=torch.Generator().manual_seed(0)) * 3
+    for chosen in (params, params[:2]):
+        sampler = Sampler(len(params), 31, torch.device("cpu"))
+        for slot, each in enumerate(chosen):
+            sampler.start(slot, each, [1])
+        assert sampler.kinds == (False, False, chosen is params, False)
+        wanted = sampler.process(logits, torch.empty(len(params), 3, 0, dtype=torch.int64))
+        torch.testing.assert_close(sampler._filter(logits), wanted)

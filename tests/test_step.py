@@ -24,6 +24,7 @@ from specdec.decode import decode
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.ngram import DeviceTexts, NGram
 from specdec.drafters.none import NoDrafter
+from specdec.engine import Engine
 from specdec.metrics import DecodingStats
 from specdec.request import Request
 from specdec.sampling import SamplingParams
@@ -215,7 +216,7 @@ def test_rehearsal_meets_every_bucket(name: str, capsys: pytest.CaptureFixture[s
         return Replayed(function)
 
     step.graphs = Graphs(make)
-    rehearse(step)
+    rehearse(step, SAMPLED)
     assert len(made) == (4 if name == "scripted" else 1)  # trees of 1, 2, 4 and 7 nodes
     assert target.lengths.tolist() == [0, 0]
     assert "compiled" in capsys.readouterr().err
@@ -259,3 +260,22 @@ def test_reading_late_changes_no_text(late: int, monkeypatch: pytest.MonkeyPatch
         assert counted.accept_lengths == stats.accept_lengths
         assert [r.nodes for r in counted.requests] == [r.nodes for r in stats.requests]
         assert counted.forwards > stats.forwards
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_graphs_on_a_gpu_write_the_same_texts(name: str, rule: str, settings: str) -> None:
+    """Captured and eager, by the same kernels: the same numbers."""
+    model = make_model(dtype=torch.float32).cuda()
+    prompts = [[5, 6, 7, 5, 6], [11], [2, 3, 2, 3, 2, 3, 2]]
+    requests = [Request(prompt, 24, SETTINGS[settings]) for prompt in prompts]
+    texts = []
+    for compile in (False, True, True):
+        engine = Engine(model, DRAFTERS[name](model), None, rule, compile=compile)
+        engine.warmup(2, MAX_LENGTH, SETTINGS[settings])
+        for _ in range(2):
+            done = {g.index: g.new_ids for g, _ in engine.run(requests, DecodingStats(), 2) if g.finished}
+            texts.append([done[i] for i in range(3)])
+    assert all(text == texts[0] for text in texts)

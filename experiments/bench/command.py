@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from specdec.experiments.bench import measure, ops, tables
+from specdec.experiments.bench import measure, ops, step, tables
 from specdec.experiments.bench.grid import cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
 from specdec.experiments.bench.plot import roofline
@@ -28,6 +28,7 @@ USAGE = """specdec bench: the kernels against their rivals, on this machine
   specdec bench kernels [grid=cpu|small|full] [minutes=N] [output=FILE] [device=cpu|cuda] [again=true]
                                     tree attention: right first, then timed; goes on where a killed run stopped
   specdec bench ops [the same]      the small operations of a step: ancestor words, acceptance, KV moves and writes
+  specdec bench step [the same]     whole steps of the loop on a random model, 8B on a GPU, against what they must read
   specdec bench table FILE README   write a CPU's result into a README, between its markers [gpu=FILE]
 
 The decoding loop against transformers' own: python benchmarks/loop.py, in a checkout.
@@ -46,7 +47,7 @@ def bench(arguments: list[str]) -> None:
         print(USAGE)
         return
     part, rest = arguments[0], arguments[1:]
-    parts: dict[str, Callable[[list[str]], None]] = {"kernels": _kernels, "ops": _ops, "table": _table}
+    parts: dict[str, Callable[[list[str]], None]] = {"kernels": _kernels, "ops": _ops, "step": _step, "table": _table}
     if part not in parts:
         raise unknown("benchmark", part, parts)
     parts[part](rest)
@@ -124,6 +125,23 @@ def _ops(arguments: list[str]) -> None:
 
     results = run(settings, make_work)
     Console().print(tables.table(results.content, "small operations"))
+    _finish(results)
+
+
+def _step(arguments: list[str]) -> None:
+    settings = read_settings(arguments, "step")
+    device = torch.device(settings.device)
+
+    def make_work(results: Results) -> Work:
+        if device.type == "cuda" and "copy_bandwidth" not in results.machine:
+            results.machine["copy_bandwidth"] = measure.copy_rate(device)
+        copy = results.machine.get("copy_bandwidth")
+        model = step.random_model(settings.device)
+        chosen = step.step_cells(settings.device)
+        return [(c.key, lambda c=c: step.measure_step(model, c, copy)) for c in chosen]  # type: ignore[misc]
+
+    results = run(settings, make_work)
+    Console().print(tables.step_table(results.content))
     _finish(results)
 
 

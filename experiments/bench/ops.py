@@ -15,6 +15,8 @@ from specdec.kernels.accept import accept
 from specdec.kernels.ancestor_words import ancestor_words
 from specdec.kernels.kv_commit import kv_commit
 from specdec.kernels.kv_write import kv_write
+from specdec.kernels.ngram_match import ngram_match
+from specdec.kernels.target_tokens import target_tokens
 
 Json = dict[str, Any]
 Outputs = Sequence[Tensor]
@@ -118,9 +120,30 @@ def _write(batch: int, nodes: int, device: torch.device) -> Run:
     return run
 
 
+def _match(batch: int, nodes: int, device: torch.device) -> Run:
+    texts = torch.randint(0, 50, (batch, 2048), generator=torch.Generator().manual_seed(4)).to(device)
+    lengths = torch.full((batch,), 2048, dtype=torch.int32, device=device)
+    return lambda backend: ngram_match(texts, lengths, 1, 3, matches=nodes, backend=backend)  # type: ignore[arg-type]
+
+
+def _draw(batch: int, nodes: int, device: torch.device) -> Run:
+    logits = torch.randn(batch, nodes, 32000, generator=torch.Generator().manual_seed(5)).bfloat16().to(device)
+    parents, sizes = _trees(batch, nodes, device)
+    _, depths = ancestor_words(parents, sizes)
+    positions = torch.full((batch,), 1024, dtype=torch.int32, device=device)
+    seeds = torch.arange(2 * batch, dtype=torch.int32, device=device).view(2, batch)
+    temperature, top_p = (torch.full((batch,), x, device=device) for x in (1.0, 0.9))
+    settings = (temperature, torch.full_like(sizes, 50), top_p, torch.zeros_like(top_p))
+    return lambda backend: [
+        target_tokens(logits, positions, depths, sizes, seeds, *settings, backend=backend)  # type: ignore[arg-type]
+    ]
+
+
 OPS: dict[str, tuple[tuple[str, ...], Callable[[int, int, torch.device], Run]]] = {  # backends, and how to make its run
     "ancestor_words": (("naive", "host", "triton"), _words),
     "accept": (("naive", "host", "triton"), _accept),
     "kv_commit": (("naive", "triton"), _commit),
     "kv_write": (("naive", "triton"), _write),
+    "ngram_match": (("naive", "triton"), _match),
+    "target_tokens": (("naive", "triton"), _draw),
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from specdec.experiments.bench.step import HOST, TIME
 from specdec.experiments.bench.targets import verdicts
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
@@ -45,6 +46,19 @@ def targets_table(result: Json | None) -> Table:
     made = Table("target", "wanted", "measured", "verdict", title="targets on a GPU")
     for verdict in verdicts(result):
         made.add_row(*verdict)
+    return made
+
+
+def step_table(result: Json) -> Table:
+    """Steps of the loop against their floor, for the terminal; a CPU's are checked, not timed."""
+    made = Table("cell", "ms", "over floor", f"at most {TIME}", "host share", f"at most {HOST}", title="steps")
+    for key, entry in result["cells"].items():
+        if "floor" not in entry:
+            made.add_row(key, *["not timed on a CPU"] + [""] * 4)
+            continue
+        over, host = entry["over_floor"], entry["host_share"]
+        verdicts = ["reached" if value <= most else "missed" for value, most in ((over, TIME), (host, HOST))]
+        made.add_row(key, f"{entry['seconds'][1] * 1e3:.3f}", f"{over:.3f}", verdicts[0], f"{host:.3f}", verdicts[1])
     return made
 
 

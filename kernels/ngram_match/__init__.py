@@ -45,7 +45,7 @@ def ngram_match(
     if not 1 <= min_n <= max_n or matches < 1:
         raise ValueError(f"expected 1 <= min_n <= max_n and matches >= 1, got {min_n}, {max_n} and {matches}")
     if backend == "auto":
-        backend = "triton" if texts.device.type == "cuda" else "naive"
+        backend = "triton" if texts.device.type != "cpu" else "naive"
     if backend == "naive" or texts.numel() == 0:
         return ngram_match_naive(texts, lengths, min_n, max_n, matches)
     if backend == "triton":

@@ -51,7 +51,7 @@ def target_tokens(
     check_sampling(logits, positions, sizes, seeds, temperature, top_k, top_p, min_p)
     check_tensor("depths", depths, logits.shape[:2], INTEGERS, logits.device)
     if backend == "auto":
-        backend = "triton" if logits.device.type == "cuda" else "naive"
+        backend = "triton" if logits.device.type != "cpu" else "naive"
     if backend == "naive" or logits.shape[0] == 0:
         return target_tokens_naive(logits, positions, depths, sizes, seeds, temperature, top_k, top_p, min_p)
     if backend == "triton":

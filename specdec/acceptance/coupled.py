@@ -19,6 +19,7 @@ from torch import Tensor
 
 from specdec.core import Verdict
 from specdec.kernels.accept import accept
+from specdec.kernels.target_tokens import target_tokens
 from specdec.sampling import StepSampling
 from specdec.tree.token_tree import TokenTree
 
@@ -32,11 +33,20 @@ class Coupled:
 
     def __call__(self, tree: TokenTree, logits: Tensor, sampling: StepSampling) -> Verdict:
         """`logits` `[B, N, V]`."""
-        if sampling.raw:
-            # [B, N]: an argmax over all rows at once costs less than row after row along the walk
-            targets = logits.argmax(-1)
-            return Verdict(*accept(tree.tokens, tree.parents, tree.sizes, tree.words, targets))
+        return follow(tree, logits, sampling)
+
+
+def follow(tree: TokenTree, logits: Tensor, sampling: StepSampling) -> Verdict:
+    """Down the tree along the target's own tokens. For all nodes at once where that is cheap (an argmax) or done by a
+    kernel; else step by step."""
+    if sampling.raw:
+        targets = logits.argmax(-1)  # [B, N]
+    elif sampling.at_once:
+        scores = sampling.penalised(tree, logits)
+        targets = target_tokens(scores, sampling.positions, tree.depths, tree.sizes, *sampling.settings)
+    else:
         return walk(tree, logits, sampling)
+    return Verdict(*accept(tree.tokens, tree.parents, tree.sizes, tree.words, targets))
 
 
 def walk(tree: TokenTree, logits: Tensor, sampling: StepSampling) -> Verdict:
@@ -55,6 +65,6 @@ def walk(tree: TokenTree, logits: Tensor, sampling: StepSampling) -> Verdict:
         walking = walking & (child >= 0)
         node = torch.where(walking, child, node)
         below[:, depth] = torch.where(walking, token, -1)
-        if not torch.compiler.is_compiling() and logits.device.type == "cpu" and not walking.any():
+        if not walking.any():
             break
     return Verdict(path, (path >= 0).sum(-1, dtype=torch.int32), next_token)

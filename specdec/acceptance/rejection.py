@@ -18,8 +18,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from specdec.acceptance.coupled import walk
+from specdec.acceptance.coupled import follow
 from specdec.core import Verdict
+from specdec.kernels.tree_rejection import tree_rejection
 from specdec.sampling import StepSampling
 from specdec.tree.token_tree import TokenTree
 
@@ -34,7 +35,11 @@ class Rejection:
     def __call__(self, tree: TokenTree, logits: Tensor, sampling: StepSampling) -> Verdict:
         """`logits` `[B, N, V]`."""
         if tree.draft_probs is None:
-            return walk(tree, logits, sampling)
+            return follow(tree, logits, sampling)
+        if sampling.at_once:
+            scores = sampling.penalised(tree, logits)
+            trees = (tree.tokens, tree.parents, tree.sizes, scores, tree.draft_probs)
+            return Verdict(*tree_rejection(*trees, sampling.positions, *sampling.settings))
         return _reject(tree, tree.draft_probs, logits, sampling)
 
 
@@ -54,7 +59,7 @@ def _reject(tree: TokenTree, draft_probs: Tensor, logits: Tensor, sampling: Step
         walking = walking & (child >= 0)
         node = torch.where(walking, child, node)
         below[:, depth] = torch.where(walking, tree.tokens[rows, node], -1)
-        if not torch.compiler.is_compiling() and logits.device.type == "cpu" and not walking.any():
+        if not walking.any():
             break
     return Verdict(path, (path >= 0).sum(-1, dtype=torch.int32), next_token)
 
@@ -65,7 +70,7 @@ def _try_children(
     """The accepted child of `node` `[B]` (-1: none) and the distribution `[B, V]` left when all were rejected."""
     is_child = tree.parents == node[:, None]  # [B, N]
     rank = is_child.cumsum(-1) - 1  # [B, N]
-    rounds = int(is_child.sum(-1).max()) if tree.tokens.device.type == "cpu" else tree.max_nodes - 1
+    rounds = int(is_child.sum(-1).max())
     accepted = torch.full_like(node, -1)
     for turn in range(rounds):
         match = is_child & (rank == turn)  # [B, N]

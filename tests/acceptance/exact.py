@@ -70,6 +70,7 @@ class ExactSampling:
     """Stands in for StepSampling and DraftNoise at one sequence: asks `choices` where they draw."""
 
     raw = False
+    at_once = False
     shared = False
 
     def __init__(self, choices: Choices):

@@ -98,6 +98,37 @@ def test_sampled_by_walk(tree: TokenTree, seed: int, first: int) -> None:
     check(Rejection()(tree, logits, sampling), tree, targets)
 
 
+class AtOnce(StepSampling):
+    """As on a GPU: kernels for all nodes, here their torch maths."""
+
+    at_once = True
+
+
+@given(batches(), st.integers(0, 1000), st.integers(0, 3))
+def test_sampled_at_once(tree: TokenTree, seed: int, first: int) -> None:
+    logits = logits_for(tree, seed)
+    sampling = step(SAMPLED[first:] + SAMPLED[:first], tree)
+    targets = node_targets(tree, logits, sampling)
+    at_once = AtOnce(sampling._sampler, sampling.positions, tree.max_nodes, [])
+    check(Coupled()(tree, logits, at_once), tree, targets)
+    check(Rejection()(tree, logits, at_once), tree, targets)
+
+
+@given(batches(), st.integers(0, 1000), st.integers(0, 3))
+def test_rejection_at_once(tree: TokenTree, seed: int, first: int) -> None:
+    """The kernel decides as the rule in torch does; its noise is the same."""
+    logits = logits_for(tree, seed)
+    draft_probs = logits_for(tree, seed + 1).softmax(-1)
+    drawn = TokenTree(tree.tokens, tree.parents, tree.sizes, draft_probs)
+    sampling = step(SAMPLED[first:] + SAMPLED[:first], tree)
+    at_once = AtOnce(sampling._sampler, sampling.positions, tree.max_nodes, [])
+    one, other = Rejection()(drawn, logits, sampling), Rejection()(drawn, logits, at_once)
+    live = tree.sizes > 0
+    assert torch.equal(one.path, other.path)
+    assert torch.equal(one.num_accepted, other.num_accepted)
+    assert torch.equal(one.next_token[live], other.next_token[live])
+
+
 @given(batches(), st.integers(0, 1000))
 def test_targets_that_follow_the_tree(tree: TokenTree, seed: int) -> None:
     """Long walks: at every node the target wants one of the children, if there is one."""

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.experiments.bench import command, gate, measure, ops, rivals, tables
+from specdec.core import Verdict
+from specdec.experiments.bench import command, gate, measure, ops, rivals, step, tables
 from specdec.experiments.bench.clock import by_turns, host_turn, quantiles, ratios
 from specdec.experiments.bench.cost import cost
 from specdec.experiments.bench.grid import EVEN, RAGGED, Cell, cells
@@ -24,6 +25,7 @@ from specdec.experiments.bench.results import Results, load
 from specdec.experiments.bench.targets import OPEN, verdicts
 from specdec.experiments.cli import main
 from specdec.kernels.tree_attention import flash_attn, flex, tree_attention, varlen
+from specdec.tree.token_tree import TokenTree
 
 CPU = torch.device("cpu")
 TINY = Cell((5, 70, 5), 9, 4, 2, 16, "float32", "float32")
@@ -425,3 +427,30 @@ def test_every_small_operation_makes_the_same_inputs_twice() -> None:
     for _, make in ops.OPS.values():
         for a, b in zip(make(2, 5, CPU)("naive"), make(2, 5, CPU)("naive"), strict=True):
             assert torch.equal(a, b)
+
+
+def test_steps_commit_what_they_should_and_are_held_against_their_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cell = step.random_model("cpu"), step.StepCell(2, 4, 30)
+    assert step.measure_step(model, cell, None) == {"cell": vars(cell), "red": []}
+    entry = step.measure_step(model, cell, 1e9)
+    weights = sum(p.numel() for p in model.parameters()) - 1000 * 64
+    kv = 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, size, bytes
+    assert entry["floor"] == pytest.approx((4 * weights + 2 * 30 * kv) / 1e9)
+    assert entry["over_floor"] == pytest.approx(entry["seconds"][1] / entry["floor"])
+    assert 0 <= entry["host_share"] < 1
+    shown = tables.step_table({"cells": {cell.key: {**entry, "over_floor": 1.1, "host_share": 0.2}}})
+    assert [next(iter(column.cells)) for column in shown.columns][2:] == ["1.100", "reached", "0.200", "missed"]
+    monkeypatch.setattr(step.Accepting, "__call__", lambda rule, tree, *_: only_roots(tree))
+    assert step.measure_step(model, cell, 1e9)["red"] == ["lengths"]
+
+
+def only_roots(tree: TokenTree) -> Verdict:
+    """Only roots."""
+    path = torch.full(tree.tokens.shape, -1).index_fill(1, torch.tensor([0]), 0)
+    return Verdict(path, tree.sizes.clamp(max=1), tree.tokens[:, 0])
+
+
+def test_the_part_for_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "step", f"output={tmp_path / 'step.json'}"]) == 0
+    assert "not timed" in capsys.readouterr().out
+    assert list(load(tmp_path / "step.json")["cells"]) == ["B=2 N=4 L=100"]
