@@ -122,6 +122,18 @@ def test_every_outcome_is_seen(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_many_children(backend: Any) -> None:
+    """A draft that knows nothing of the target: several rejections, each with what the last one left."""
+    params = [SamplingParams(temperature=1.5, seed=seed) for seed in range(40)]
+    case = make_case([7] * 40, 9, params, torch.float32, 9)
+    case["parents"][:, 1:] = 0
+    case["tokens"][:] = torch.arange(7, device=DEVICE)
+    case["draft_probs"] = torch.randn(40, 7, 9).softmax(-1).to(DEVICE)
+    path, _, _ = check(backend, case, params)
+    assert {-1, 2, 3, 4} <= set(path[:, 1].tolist())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_draft_that_is_the_target(backend: Any) -> None:
     """Nothing is left of the target but rounding; the first child's chance is one."""
     params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(4)]
