@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.kv_commit import kv_commit
+from specdec.kernels.kv_write import kv_write
 
 MAX_SPANS = 4  # up to here a copy per sequence costs less than one indexed write (measured on a CPU)
 
@@ -135,6 +136,10 @@ class CacheView(RowsOnly):
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """`key`, `value` `[1, heads, R, size]` of the packed rows; returns this layer's arena."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
+        if key.device.type != "cpu":
+            rows = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [R, heads, size]
+            kv_write(*rows, keys, values, self._cache.block_table, self._places.slots, self._places.places)
+            return keys, values
         self._places.write(keys, key[0])
         self._places.write(values, value[0])
         return keys, values

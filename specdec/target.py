@@ -22,6 +22,7 @@ from specdec.core import TargetOutput, Verdict
 from specdec.tree.token_tree import TokenTree
 
 PREFILL_ROWS = 2048  # rows of one prefill forward: bounds the memory a long prompt takes
+ROOM_STEP = 256  # places of a slot on a GPU are a multiple of this
 
 
 class Target:
@@ -77,6 +78,8 @@ class Target:
         inspection.check_length(self.model, max_length, self.max_positions)
         # A tree may start on the last place, on a GPU another one behind it: what is too long is cut when it is read.
         room = max_length + (3 if self.device.type != "cpu" else 2) * max_nodes
+        if self.device.type != "cpu":  # kernels are compiled for a number of places
+            room = -(-room // ROOM_STEP) * ROOM_STEP
         if self.cache.capacity == capacity and self.cache.room >= room:
             self.cache.lengths.zero_()
         else:

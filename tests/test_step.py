@@ -96,7 +96,7 @@ def test_a_step_reads_nothing_to_the_host(
             record = step([1], unheard)
     assert record.shape[0] == CAPACITY
     assert record.shape[1] >= 6
-    assert {"tree_attention_split_kernel", "kv_commit_kernel"} <= set(launches)
+    assert {"tree_attention_split_kernel", "kv_write_kernel", "kv_commit_kernel"} <= set(launches)
 
 
 def test_reading_to_the_host_is_seen(launches: list[str], shapes_only: PreTrainedModel) -> None:
