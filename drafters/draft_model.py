@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,8 @@ class DraftModel:
     Raises:
         ValueError: the model cannot be used (see Target).
     """
+
+    reads_own_tree: ClassVar[bool] = True  # a verdict tells which of its nodes' KV to keep
 
     def __init__(
         self, model: PreTrainedModel, tree: TreePolicy | None = None, backend: str = "auto", compile: bool = False

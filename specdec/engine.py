@@ -146,6 +146,8 @@ def check_fit(drafter: Drafter, model: PreTrainedModel) -> None:
     Raises:
         ValueError: it has another.
     """
+    for part in getattr(drafter, "drafters", ()):
+        check_fit(part, model)
     size, width = getattr(drafter, "hidden_size", None), model.config.get_text_config().hidden_size
     if size is not None and size != width:
         raise ValueError(
