@@ -9,8 +9,6 @@ Saxena, Prompt Lookup Decoding (github.com/apoorvumang/prompt-lookup-decoding), 
 
 from __future__ import annotations
 
-from collections import deque
-
 import torch
 from torch import Tensor
 
@@ -27,13 +25,14 @@ class Text:
     def __init__(self, max_ngram: int, keep: int):
         self._max_ngram, self._keep = max_ngram, keep
         self._tokens: list[int] = []
-        self._index: dict[tuple[int, ...], deque[int]] = {}
+        self._index: dict[tuple[int, ...], tuple[int, ...]] = {}  # latest last, at most `keep`
 
     def append(self, token: int) -> None:
         """Index the n-grams that `token` follows, then add it."""
         end = len(self._tokens)
         for n in range(1, min(self._max_ngram, end) + 1):
-            self._index.setdefault(tuple(self._tokens[end - n :]), deque(maxlen=self._keep)).append(end)
+            key = tuple(self._tokens[end - n :])
+            self._index[key] = (*self._index.get(key, ()), end)[-self._keep :]
         self._tokens.append(token)
 
     def continuations(self, min_ngram: int, length: int) -> list[list[int]]:
