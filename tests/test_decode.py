@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 import specdec
+from specdec import loading
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
 from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput, Verdict
@@ -147,6 +148,20 @@ def test_a_queue_longer_than_the_slots(target: Target, plain: list[list[int]], s
     assert run(target, NGram(), REQUESTS, slots, stats=stats) == plain
     assert [r.new_tokens for r in stats.requests] == LENGTHS
     assert [r.prompt_tokens for r in stats.requests] == [len(p) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("name", ["suffix", "recycling", "hybrid"])
+def test_what_was_learnt_from_other_requests_changes_no_text(
+    target: Target, plain: list[list[int]], name: str
+) -> None:
+    """Prompts, settings and lengths of all kinds in two slots, twice by one drafter: it remembers the first time."""
+    drafter = loading.build("drafter", name)
+    steps = []
+    for _ in range(2):
+        stats = DecodingStats()
+        assert run(target, drafter, REQUESTS, slots=2, stats=stats) == plain
+        steps.append(stats.steps)
+    assert steps[1] < steps[0]
 
 
 def test_at_most_as_many_at_once_as_slots(target: Target) -> None:

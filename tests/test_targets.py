@@ -23,6 +23,7 @@ RAGGED = (9, 4, 1, 12, 7)
 LEFT = (False, True, False, True, True)
 DRAFTS = {"none": ("none", None), "ngram": ("ngram", None), "chain": (None, "chain"), "static": (None, "static")}
 DRAFTS["best_first"] = (None, "best_first")
+DRAFTS["hybrid"] = ("hybrid", None)  # suffix and recycling
 
 
 @cache
