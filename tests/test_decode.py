@@ -151,9 +151,7 @@ def test_a_queue_longer_than_the_slots(target: Target, plain: list[list[int]], s
 
 
 @pytest.mark.parametrize("name", ["suffix", "recycling", "hybrid"])
-def test_what_was_learnt_from_other_requests_changes_no_text(
-    target: Target, plain: list[list[int]], name: str
-) -> None:
+def test_what_was_learnt_from_other_requests_changes_no_text(target: Target, plain: list[list[int]], name: str) -> None:
     """Prompts, settings and lengths of all kinds in two slots, twice by one drafter: it remembers the first time."""
     drafter = loading.build("drafter", name)
     steps = []

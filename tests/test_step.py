@@ -19,11 +19,13 @@ from specdec import inspection
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
 from specdec.capture import CapturedStep, Graphs, rehearse
-from specdec.core import AcceptanceRule, Drafter
+from specdec.core import AcceptanceRule, Drafter, TargetOutput
 from specdec.decode import decode
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.ngram import DeviceTexts, NGram
 from specdec.drafters.none import NoDrafter
+from specdec.drafters.recycling import Recycling
+from specdec.drafters.suffix import Suffix
 from specdec.engine import Engine
 from specdec.metrics import DecodingStats
 from specdec.request import Request
@@ -34,7 +36,7 @@ from specdec.tree.best_first import BestFirst
 from specdec.tree.static import StaticTree, chain
 
 from .fakes import Scripted
-from .models import make_config, make_model
+from .models import VOCAB, make_config, make_model
 
 CAPACITY, MAX_LENGTH = 3, 40
 SAMPLED = SamplingParams(temperature=0.7, seed=3)
@@ -44,9 +46,21 @@ SETTINGS = {
     "filtered": SamplingParams(temperature=0.7, top_k=5, top_p=0.9, min_p=0.01),
     "penalised": SamplingParams(temperature=1.0, repetition_penalty=1.2),
 }
+
+
+class BegunRecycling(Recycling):
+    """Its table is made when the first request enters; the steps below have none that enters."""
+
+    def open(self, capacity: int, max_length: int, device: torch.device) -> Any:
+        state = super().open(capacity, max_length, device)
+        self.start(state, [0], [[1]], TargetOutput(torch.zeros(1, 1, VOCAB, device=device)))
+        return state
+
+
 DRAFTERS: dict[str, Callable[[PreTrainedModel], Drafter]] = {
     "none": lambda _: NoDrafter(),
     "ngram": lambda _: NGram(),
+    "recycling": lambda _: BegunRecycling(StaticTree(paths=[[0], [1], [0, 0], [0, 1], [0, 0, 0]])),
     "draft_model, chain": lambda model: DraftModel(model, chain(3)),
     "draft_model, static": lambda model: DraftModel(model, StaticTree(paths=[[0], [1], [0, 0], [0, 1]])),
     "draft_model, best_first": lambda model: DraftModel(model, BestFirst(max_nodes=8, depth=3, top_k=3)),
@@ -180,7 +194,7 @@ class DeviceNGram(NGram):
         return DeviceTexts(self, capacity, max_length, device)
 
 
-@pytest.mark.parametrize("name", ["ngram", "draft_model, chain", "draft_model, best_first", "scripted"])
+@pytest.mark.parametrize("name", ["ngram", "recycling", "draft_model, chain", "draft_model, best_first", "scripted"])
 def test_captured_steps_write_the_same_texts(name: str) -> None:
     model = make_model(dtype=torch.float64)
     target = Target(model)
@@ -252,6 +266,7 @@ def test_reading_late_changes_no_text(late: int, monkeypatch: pytest.MonkeyPatch
         return [texts[i] for i in range(len(REQUESTS))], stats
 
     drafters: list[Drafter] = [NoDrafter(), NGram(max_nodes=8), DraftModel(model, chain(3))]
+    drafters += [Suffix(remember=0), Recycling(chain(3), remember=False)]
     before = [run(drafter) for drafter in drafters]
     monkeypatch.setattr("specdec.decode.steps_late", lambda device: late)
     for drafter, (texts, stats) in zip(drafters, before, strict=True):
