@@ -83,7 +83,8 @@ def generate(
         streamer: a transformers streamer, for one row.
         backend: of tree attention.
         compile: verify with compiled graphs: faster steps after some tens of seconds for each size of trees. They stay
-            with the model, so that later calls find them.
+            with the model, so that later calls find them. On a GPU the step is captured in CUDA graphs, which only a
+            `SpeculativeDecoder` keeps.
         allow_targets: see `loading.build`.
 
     Raises:

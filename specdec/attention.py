@@ -141,14 +141,15 @@ def attention_configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
 @contextmanager
 def plugged_in(configs: Sequence[PreTrainedConfig], name: str = NAME) -> Iterator[None]:
     """Within the block, models with these configs use our attention (or another, by `name`)."""
-    before = [c._attn_implementation_internal for c in configs]
-    for config in configs:
-        config._attn_implementation_internal = name
+    settings = [vars(config) for config in configs]  # past the checks of transformers' own attribute access
+    before = [each["_attn_implementation_internal"] for each in settings]
+    for each in settings:
+        each["_attn_implementation_internal"] = name
     try:
         yield
     finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
+        for each, implementation in zip(settings, before, strict=True):
+            each["_attn_implementation_internal"] = implementation
 
 
 @contextmanager
