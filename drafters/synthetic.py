@@ -1,7 +1,7 @@
 """Drafts that are right as often as they are told to be: to study what a step costs, not a method.
 
-What is right comes from a decoding that has been done before: texts that are handed in, or the target's own greedy
-text, decoded token by token when a request enters (its time falls into the prefill, which is not to be compared).
+What is right comes from a decoding that has been done before: texts that are handed in (`specdec run` hands in those of
+the baseline), or else the target's own greedy text, decoded token by token when a request enters, at its expense.
 Nothing is read from the request that is being served, so a text that leaves its reference, as one that is sampled
 leaves a greedy reference, is drafted wrongly from there on, in trees of the same size.
 """
@@ -51,12 +51,12 @@ class Synthetic(TextDrafter[Text]):
         acceptance: how often a node on the right path has a right child, by depth (the last number holds for all depths
             below), or one number. Draws depend on the seed, the prompt and the place alone.
         tree: a chain of 4, or another static tree. The right token is the first child.
-        model: decodes the references: the target itself, for greedy decoding.
-        references: instead of the model, whole texts, each a prompt and its continuation.
+        model: decodes what is not among the references: the target itself, for greedy decoding.
+        references: whole texts, each a prompt and its continuation; of several for a prompt the last one counts.
         seed: of the draws.
 
     Raises:
-        ValueError: a number is out of range, the tree is not static, or there is not one source of references.
+        ValueError: a number is out of range, the tree is not static, or there are neither references nor a model.
     """
 
     synthetic: ClassVar[bool] = True
@@ -77,12 +77,10 @@ class Synthetic(TextDrafter[Text]):
             )
         if not isinstance(policy, StaticTree):
             raise ValueError(f"synthetic has no probabilities to grow {policy!r} by; give tree=chain or tree=static")
-        if (model is None) == (references is None):
-            raise ValueError(
-                "synthetic needs either the target as `model`, or `references`: prompts with continuations"
-            )
+        if model is None and references is None:
+            raise ValueError("synthetic needs the target as `model`, or `references`: prompts with their continuations")
         super().__init__(policy.max_nodes)
-        self.model, self.references, self.seed = model, references, seed
+        self.model, self.references, self.seed = model, list(references or ()), seed
         self.paths = policy.paths
         places = {path: j for j, path in enumerate(((), *policy.paths))}
         self._parents = [-1, *(places[path[:-1]] for path in policy.paths)]
@@ -92,23 +90,21 @@ class Synthetic(TextDrafter[Text]):
         """Find or decode the references.
 
         Raises:
-            ValueError: no reference begins with a prompt.
+            ValueError: no reference begins with a prompt, and there is no model.
         """
-        if self.references is not None:
-            found: Sequence[Sequence[int]] = [self._find(prompt, self.references) for prompt in prompts]
-        else:
-            found = self._decode(prompts, max_length)
-        return [Text(ref, hash(tuple(p)), len(p), p[-1]) for p, ref in zip(prompts, found, strict=True)]
-
-    @staticmethod
-    def _find(prompt: list[int], references: Sequence[Sequence[int]]) -> Sequence[int]:
-        matching = [text for text in references if list(text[: len(prompt)]) == prompt]
-        if not matching:
+        found = [self._find(prompt) for prompt in prompts]
+        missing = [prompt for prompt, reference in zip(prompts, found, strict=True) if reference is None]
+        if missing and self.model is None:
             raise ValueError(
-                f"none of the {len(references)} references of drafter synthetic begins with the prompt {prompt[:8]}..."
-                f" ({len(prompt)} tokens); add its whole text to `references`"
+                f"none of the {len(self.references)} references of drafter synthetic begins with the prompt "
+                f"{missing[0][:8]}... ({len(missing[0])} tokens); add its whole text to `references`"
             )
-        return max(matching, key=len)
+        decoded = iter(self._decode(missing, max_length))
+        references = [next(decoded) if reference is None else reference for reference in found]
+        return [Text(ref, hash(tuple(p)), len(p), p[-1]) for p, ref in zip(prompts, references, strict=True)]
+
+    def _find(self, prompt: list[int]) -> Sequence[int] | None:
+        return next((text for text in reversed(self.references) if list(text[: len(prompt)]) == prompt), None)
 
     def _decode(self, prompts: list[list[int]], max_length: int) -> list[list[int]]:
         known = self._known

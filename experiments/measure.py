@@ -57,8 +57,18 @@ def warm_up(bench: Bench, question: Question, tokens: int) -> None:
     """A short answer by every method, so that nothing is measured the first time it runs."""
     if tokens:
         ids, _ = encode(bench.tokenizer, question.turns, [], bench.room(tokens))
+        plain: dict[str | None, list[int]] = {}
         for method in bench.methods:
-            serve(bench, method.name, ids, tokens, method.sampling)
+            tell_reference(bench.engines[method.name].drafter, ids + plain.get(method.baseline, []))
+            plain[method.name] = serve(bench, method.name, ids, tokens, method.sampling)[0]
+
+
+def tell_reference(drafter: Any, text: list[int]) -> None:
+    """Synthetic drafters, also those within others, are right by the baseline's text."""
+    if getattr(drafter, "synthetic", False):
+        drafter.references[:] = [text]
+    for part in getattr(drafter, "drafters", ()):
+        tell_reference(part, text)
 
 
 def measure(
@@ -92,6 +102,9 @@ def run_cell(bench: Bench, cell: Cell, records: Records, max_new_tokens: int) ->
     reference = method.baseline or method.name
     answers = [records.finished[reference, cell.key[1], turn, cell.repeat]["text"] for turn in range(cell.turn)]
     ids, cut = encode(bench.tokenizer, cell.question.turns, answers, bench.room(max_new_tokens))
+    if method.baseline is not None:
+        reference_text = ids + records.finished[method.baseline, *cell.key[1:]]["token_ids"]
+        tell_reference(bench.engines[method.name].drafter, reference_text)
     tokens, stats, steps, memory = serve(bench, method.name, ids, max_new_tokens, cell.sampling)
     request = stats.requests[0]
     identity: Row = {

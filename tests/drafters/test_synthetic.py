@@ -96,6 +96,13 @@ def test_a_text_without_a_reference_is_refused(model):
         stats_of(model, Synthetic(references=[[1, 2]]))
 
 
+def test_the_last_reference_of_a_prompt_counts_and_the_model_stands_in(model):
+    drafter = Synthetic(model=model, references=[[1, 2, 3], [4, 5], [1, 2, 9]])
+    known, decoded = drafter.read([[1, 2], [7]], 6)
+    assert known.reference == [1, 2, 9]
+    assert decoded.reference == [7, *plain_text(model, [7], 5)]
+
+
 def test_a_text_that_leaves_its_reference_is_drafted_wrongly_in_full_trees():
     drafter = Synthetic(1.0, tree=TREE, references=[[5] * 50])
     text = drafter.read([[5, 5]], 50)[0]
@@ -127,8 +134,7 @@ def test_references_that_the_model_decodes_are_kept_and_bounded(model, monkeypat
         ({"acceptance": 1.2}, "synthetic.acceptance is 1.2; expected numbers from 0 to 1"),
         ({"acceptance": []}, "synthetic.acceptance is "),
         ({"tree": BestFirst()}, "give tree=chain or tree=static"),
-        ({"references": None}, "needs either the target as `model`, or `references`"),
-        ({"model": object()}, "needs either the target as `model`, or `references`"),
+        ({"references": None}, "needs the target as `model`, or `references`"),
     ],
 )
 def test_refuses(settings, message):

@@ -208,6 +208,13 @@ def test_a_sweep_writes_a_directory_a_job_and_goes_on(target, questions, tmp_pat
     assert (tmp_path / "sweep" / "1" / "requests.jsonl").stat().st_mtime_ns == written
 
 
+def test_a_run_that_cannot_be_built_leaves_no_folder(specdec_run, capsys):
+    code, directory = specdec_run("drafter=ngram", "drafter.length=0")
+    assert code == 1
+    assert "ngram needs" in capsys.readouterr().err
+    assert not directory.exists()
+
+
 @pytest.mark.skipif(not SPEC_BENCH.exists(), reason="Spec-Bench's questions are not shipped")
 def test_spec_bench_runs(specdec_run):
     code, directory = specdec_run(
@@ -215,3 +222,17 @@ def test_spec_bench_runs(specdec_run):
     )
     assert code == 0
     assert json.loads((directory / "summary.json").read_text())["questions"] == 26
+
+
+def test_synthetic_drafts_are_right_by_the_baselines_text_and_shown_as_synthetic(specdec_run, capsys):
+    """Sampled, and without a model that could decode them: what is right was handed in."""
+    drafter = "{_target_: specdec.drafters.synthetic.Synthetic, acceptance: 1.0, references: []}"
+    methods = f"+methods.perfect.drafter={drafter}"
+    code, directory = specdec_run(methods, "drafter=none", "sampling=temperature", "measure.max_new_tokens=12")
+    assert code == 0, capsys.readouterr().err
+    _, entry = json.loads((directory / "summary.json").read_text())["methods"]
+    assert entry["name"] == "perfect_synthetic"
+    assert entry["speedup"]["label"] == "synthetic"
+    assert entry["metrics"]["mean_accepted_length_pooled"] > 3
+    assert entry["lossless"]["verdict"].startswith("yes")
+    assert "(synthetic)" in capsys.readouterr().out
