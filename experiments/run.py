@@ -39,7 +39,7 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     config = RunConfig.parse(raw)
     questions: Questions = loading.instantiate(config.data, config.allow_targets, "data")
     tracker = Guarded(loading.instantiate(config.tracker, config.allow_targets, "tracker"))
-    earlier = claim(directory, raw, overrides)
+    earlier = look_into(directory, raw)
     if earlier is not None:
         console.print(f"{directory} is finished already: nothing to run")
         return earlier
@@ -49,6 +49,7 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     console.print(f"Loading target [bold]{config.target['name']}[/] and {len(config.methods)} methods", highlight=False)
     bench = build(config)
     bench.room(config.measure.max_new_tokens)
+    begin(directory, raw, overrides)  # a run that cannot be built leaves nothing
     records = Records(directory)
     about = {"name": questions.name, "sha256": questions.sha256, "count": len(questions.items)}
     origin = provenance.collect(provenance.command_line(), raw, about)
@@ -119,24 +120,29 @@ def _summary(
     )
 
 
-def claim(directory: Path, raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
-    """Make `directory` this run's, or see that it already is; returns the summary if the run there is finished.
+def look_into(directory: Path, raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """See that `directory` holds this run or none; returns the summary if the run there is finished.
 
     Raises:
         ValueError: it holds a run with another configuration.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     file = directory / "config.yaml"
-    if file.exists():
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if before != raw:
-            keys = sorted({k for k in {**before, **raw} if before.get(k) != raw.get(k)})
-            raise ValueError(f"{directory} holds a run with other settings ({', '.join(keys)}); resume it with its own")
-        done = directory / "summary.json"
-        if done.exists():
-            summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-            return summary if summary["complete"] else None
+    if not file.exists():
         return None
-    write_text(file, yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
-    write_text(directory / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
-    return None
+    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if before != raw:
+        keys = sorted({k for k in {**before, **raw} if before.get(k) != raw.get(k)})
+        raise ValueError(f"{directory} holds a run with other settings ({', '.join(keys)}); resume it with its own")
+    done = directory / "summary.json"
+    if not done.exists():
+        return None
+    summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+    return summary if summary["complete"] else None
+
+
+def begin(directory: Path, raw: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Make `directory` this run's, if it is not yet."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / "config.yaml").exists():
+        write_text(directory / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
+        write_text(directory / "config.yaml", yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))

@@ -13,6 +13,7 @@ from specdec.engine import Engine, serve
 from specdec.inputs import (
     check_count,
     check_eos,
+    check_pad,
     eos_ids,
     pad_id,
     pad_texts,
@@ -94,6 +95,7 @@ def generate(
     prompts = prompts_of(input_ids, attention_mask, model.config.get_text_config().vocab_size)
     check_count(max_new_tokens)
     check_eos(eos_token_id, model.config.get_text_config().vocab_size)
+    check_pad(pad_token_id)
     eos = eos_ids(model, eos_token_id)
     check_length(model, max(map(len, prompts)) + max_new_tokens, max_positions(model))
     criteria = stop_criteria(stopping_criteria, stop_strings, tokenizer)

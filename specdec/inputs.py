@@ -129,13 +129,19 @@ def eos_ids(model: PreTrainedModel, given: int | Sequence[int] | None = None) ->
 def check_eos(given: object, vocab_size: int) -> None:
     """`eos_token_id` as a user gave it; the model's own may be any."""
     ids = [given] if isinstance(given, int) else [] if given is None else given
-    if not isinstance(ids, Collection) or isinstance(ids, str) or not all(isinstance(i, int) for i in ids):
+    if not isinstance(ids, Collection) or isinstance(ids, str) or not all(type(i) is int for i in ids):
         raise ValueError(f"eos_token_id is {given!r}; expected ids: an integer, or a list of them ([] for none)")
     for token in ids:
         if not 0 <= token < vocab_size:
             raise ValueError(
                 f"eos_token_id {token} is not in the vocabulary; the model's ids go from 0 to {vocab_size - 1}"
             )
+
+
+def check_pad(given: object) -> None:
+    """`pad_token_id` as a user gave it. It need not be in the vocabulary: nothing reads it."""
+    if given is not None and type(given) is not int:
+        raise ValueError(f"pad_token_id is {given!r}; expected an id: an integer")
 
 
 def pad_id(model: PreTrainedModel, given: int | None, eos: frozenset[int]) -> int:

@@ -112,6 +112,8 @@ def test_ids_outside_the_vocabulary_that_are_masked_do_not_matter(model: PreTrai
         ({"eos_token_id": 80}, "eos_token_id 80 is not in the vocabulary; the model's ids go from 0 to 79"),
         ({"eos_token_id": [3, -2]}, "eos_token_id -2 is not in the vocabulary"),
         ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; expected ids"),
+        ({"eos_token_id": True}, "eos_token_id is True; expected ids"),
+        ({"pad_token_id": "<pad>"}, "pad_token_id is '<pad>'; expected an id"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
