@@ -277,6 +277,16 @@ class StepSampling:
             self._keys[stream] = noise.keys(self._sampler.seeds, self._positions[:, None] + steps, stream)
         return self._keys[stream][:, :, depth]
 
+    def draft_keys(self, depth: int, count: int) -> Tensor:
+        """`[2, B, count]` int32, for `count` nodes of a drafter's frontier at `depth`: its own noise, not the target's.
+
+        It belongs to the step and the node, not to the position. A rule that judges from the leaves up has looked at
+        drafts below the place where the step ends, and below refused siblings: noise that came again at the same
+        position, or below another sibling, would no longer be independent of what was decided.
+        """
+        nodes = torch.arange(count, device=self._positions.device) + (depth << 16)
+        return noise.keys(self.keys(noise.DRAFT_STREAM, 0), nodes[None], noise.DRAFT_STREAM)
+
     def draw(self, logits: Tensor, depth: int, path: Tensor) -> Tensor:
         """The target's own token after nodes at `depth`: `[B]` int64.
 
@@ -305,9 +315,14 @@ class StepSampling:
         return self._argmax(probs.log(), depth, noise.RESIDUAL_STREAM)
 
     def accept(self, probability: Tensor, depth: int, turn: int) -> Tensor:
-        """`[B]` bool, true with `probability` `[B]`, for the child tried in `turn` below a node at `depth`."""
-        if depth not in self._chances:
-            self._chances[depth] = noise.uniform(self.keys(noise.ACCEPT_STREAM, depth), self._max_depth)
+        """`[B]` bool, true with `probability` `[B]`, for the child tried in `turn` below a node at `depth`.
+
+        A rule that may accept less than it has looked at counts all its turns at depth 0, whose position no other step
+        has, and draws from what is left there, too.
+        """
+        if depth not in self._chances or turn >= self._chances[depth].shape[1]:
+            count = max(self._max_depth, 2 * turn)
+            self._chances[depth] = noise.uniform(self.keys(noise.ACCEPT_STREAM, depth), count)
         return self._chances[depth][:, turn] < probability
 
     @property
@@ -394,8 +409,11 @@ class DraftNoise:
         if self._sampler.all_greedy or (fixed and not self.shared):
             values, tokens = _top(scores, count)
             return tokens, values - scores.logsumexp(-1, keepdim=True) if fixed else None, None
-        stream = noise.TARGET_STREAM if self.shared else noise.DRAFT_STREAM
-        drawn = noise.gumbel(self._step.keys(stream, depth), scores.shape[-1])[:, None]  # [B, 1, V]
+        if self.shared:
+            keys = self._step.keys(noise.TARGET_STREAM, depth)[..., None]  # [2, B, 1]
+        else:
+            keys = self._step.draft_keys(depth, scores.shape[1])  # [2, B, F]
+        drawn = noise.gumbel(keys, scores.shape[-1])  # [B, 1 or F, V]
         perturbed = torch.where(self._sampler.greedy[:, None, None], scores, scores + drawn)
         values, tokens = _top(perturbed, count)
         if self.shared:

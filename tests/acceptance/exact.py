@@ -8,7 +8,7 @@ comes last. `outcomes` runs the step once per sequence of choices and gives each
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -182,6 +182,27 @@ def emitted_distribution(
             for text, p in continued[begun].items():
                 result[text] = result.get(text, 0.0) + chance * weight * p
     return result, joint(target, length)
+
+
+class Unfinished(ExactSampling):
+    """The last token does not matter."""
+
+    def draw_from(self, probs: Tensor, depth: int) -> Tensor:
+        return torch.zeros(1, dtype=torch.int64)
+
+
+def accepted_length(rule: AcceptanceRule, trees: Sequence[tuple[float, TokenTree]], target: Model) -> float:
+    """How many drafted tokens one step accepts on average, exactly; `trees` with their probabilities, as `drafts`."""
+
+    def accepted(tree: TokenTree, logits: Tensor, choices: Choices) -> int:
+        sampling: Any = Unfinished(choices)
+        return int(rule(tree, logits, sampling).num_accepted) - 1
+
+    total = 0.0
+    for chance, tree in trees:
+        run = partial(accepted, tree, logits_of(target, node_paths(tree)))
+        total += chance * sum(weight * length for weight, length in outcomes(run))
+    return total
 
 
 def largest_difference(one: dict[Text, float], other: dict[Text, float]) -> float:

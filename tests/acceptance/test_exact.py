@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -18,16 +17,13 @@ from specdec.tree.static import StaticTree, chain
 
 from .exact import (
     ExactSampling,
-    Model,
+    accepted_length,
     drafts,
-    emit,
     emitted_distribution,
     largest_difference,
-    logits_of,
-    node_paths,
     outcomes,
-    random_model,
 )
+from .pairs import KINDS, pair
 
 ROUNDING = 1e-9
 
@@ -43,63 +39,9 @@ POLICIES: dict[str, tuple[int, TreePolicy]] = {  # name -> vocabulary, shape
 }
 
 
-def one_hot(model: Model) -> Model:
-    """Temperature 0: all probability on the most likely token."""
-
-    def greedy(text: tuple[int, ...]) -> Tensor:
-        probs = model(text)
-        return torch.zeros_like(probs).index_fill_(0, probs.argmax(), 1.0)
-
-    return greedy
-
-
-def half_equal(target: Model, other: Model) -> Model:
-    """The target's own distribution after texts of even length, with two tokens' probabilities exactly equal else."""
-
-    def draft(text: tuple[int, ...]) -> Tensor:
-        if len(text) % 2 == 0:
-            return target(text)
-        probs = target(text).clone()
-        probs[1:] = other(text)[1:] * (1 - probs[0]) / other(text)[1:].sum()
-        return probs
-
-    return draft
-
-
-def pair(kind: str, vocab: int) -> tuple[Model, Model]:
-    """Target and drafter."""
-    target, draft = random_model(vocab, 1), random_model(vocab, 2)
-    return {
-        "random": (target, draft),
-        "sharp": (random_model(vocab, 3, spread=6.0), random_model(vocab, 4, spread=6.0)),
-        "equal": (target, target),
-        "half equal": (target, half_equal(target, draft)),
-        "draft has zeros": (target, random_model(vocab, 5, zeros=vocab - 2 if vocab > 2 else 1)),
-        "target has zeros": (random_model(vocab, 6, zeros=vocab - 2 if vocab > 2 else 1), draft),
-        "both have zeros": (random_model(vocab, 7, zeros=1), random_model(vocab, 8, zeros=1)),
-        "draft is one token": (target, one_hot(draft)),
-        "greedy": (one_hot(target), one_hot(draft)),
-        "greedy target": (one_hot(target), draft),
-    }[kind]
-
-
-KINDS = [
-    "random",
-    "sharp",
-    "equal",
-    "half equal",
-    "draft has zeros",
-    "target has zeros",
-    "both have zeros",
-    "draft is one token",
-    "greedy",
-    "greedy target",
-]
-
-
 def cases() -> list[Any]:
     """Every shape with every kind; the long ones, of which shorter shapes test the same, are slow."""
-    long = {("two levels", kind) for kind in ("sharp", "equal", "half equal")}
+    long = {("two levels", kind) for kind in ("sharp", "equal", "half equal", "ties")}
     return [
         pytest.param(shape, kind, marks=pytest.mark.slow if (shape, kind) in long else ())
         for shape in POLICIES
@@ -206,8 +148,5 @@ def test_choices_are_all_made_once() -> None:
 def test_expected_length_of_a_chain_is_the_overlap() -> None:
     """The accepted fraction is not only right in distribution but the most there is: the sum of min(target, draft)."""
     target, drafter = pair("random", 5)
-    accepted = 0.0
-    for chance, tree in drafts(chain(1), drafter):
-        run = partial(emit, Rejection(), tree, logits_of(target, node_paths(tree)))
-        accepted += chance * sum(weight * (len(emitted) - 1) for weight, emitted in outcomes(run))
+    accepted = accepted_length(Rejection(), list(drafts(chain(1), drafter)), target)
     assert accepted == pytest.approx(float(torch.minimum(target(()), drafter(())).sum()), abs=ROUNDING)
