@@ -32,3 +32,9 @@ def reject(target: Tensor, draft: Tensor, token: Tensor, chance: Tensor) -> tupl
     left_chance = torch.where(missing > 0, total / missing.clamp_min(1e-38), 1.0)
     # nothing left but rounding: as before
     return torch.where(total[:, None] > 0, left / total[:, None].clamp_min(1e-38), target), left_chance
+
+
+def without(draft: Tensor, token: Tensor) -> Tensor:
+    """What the next sibling was drawn from, `[B, V]`: `draft` without `token`; zeros if nothing else was possible."""
+    others = draft.scatter(1, token, 0.0)
+    return others / others.sum(-1, keepdim=True).clamp_min(1e-38)

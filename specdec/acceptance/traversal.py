@@ -34,7 +34,7 @@ from torch import Tensor
 
 from specdec.acceptance.coupled import follow
 from specdec.acceptance.paths import tokens_to, verdict_at
-from specdec.acceptance.residual import arrival, reject
+from specdec.acceptance.residual import arrival, reject, without
 from specdec.core import Verdict
 from specdec.sampling import StepSampling
 from specdec.tree.token_tree import TokenTree
@@ -114,9 +114,7 @@ def _traverse(tree: TokenTree, draft_probs: Tensor, logits: Tensor, sampling: St
         left, left_chance = reject(*upper)
         target[rows, above] = torch.where(refused[:, None], left, upper[0])
         chance[rows, above] = torch.where(refused, left_chance, upper[3])
-        others = upper[1].scatter(1, token, 0.0)
-        others = others / others.sum(-1, keepdim=True).clamp_min(1e-38)
-        draft[rows, above] = torch.where(refused[:, None], others, upper[1])
+        draft[rows, above] = torch.where(refused[:, None], without(upper[1], token), upper[1])
         if not sampling.at_once and not walking.any():
             break
     return verdict_at(tree, last, sampling.draw_from(_at_the_end(tree, last, is_parent, target, logits, sampling), 0))
