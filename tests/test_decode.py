@@ -18,8 +18,10 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 
 import specdec
 from specdec import loading
+from specdec.acceptance.block import Block
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
+from specdec.acceptance.traversal import Traversal
 from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput, Verdict
 from specdec.decode import decode
 from specdec.drafters.ngram import NGram
@@ -196,11 +198,11 @@ def test_the_same_seed_gives_the_same_text_beside_anyone(target: Target) -> None
 
 
 @pytest.mark.parametrize("hit", [0.0, 0.6, 1.0], ids=["never", "sometimes", "always"])
-@pytest.mark.parametrize("rule", [Coupled(), Rejection()], ids=["coupled", "rejection"])
+@pytest.mark.parametrize("rule", [Coupled(), Rejection(), Block(), Traversal()], ids=lambda r: type(r).__name__.lower())
 def test_fakes_that_match(
     target: Target, long: dict[tuple[int, ...], list[int]], hit: float, rule: AcceptanceRule
 ) -> None:
-    """Fixed drafts: both rules follow the target's own token, so never, sometimes or always is what is accepted."""
+    """Fixed drafts: lossless rules follow the target's own token, so never, sometimes or always is what is accepted."""
     requests = [replace(REQUESTS[i], max_new_tokens=21) for i in (0, 1, 3)]
     stats = DecodingStats()
     texts = run(target, Scripted(long, hit, max_nodes=5, chains=True), requests, rule=rule, stats=stats)

@@ -16,8 +16,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from specdec import inspection
+from specdec.acceptance.block import Block
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
+from specdec.acceptance.relaxed import Relaxed
+from specdec.acceptance.traversal import Traversal
+from specdec.acceptance.typical import Typical
 from specdec.capture import CapturedStep, Graphs, rehearse
 from specdec.core import AcceptanceRule, Drafter, TargetOutput
 from specdec.decode import decode
@@ -39,6 +43,8 @@ from .fakes import Scripted
 from .models import VOCAB, make_config, make_model
 
 CAPACITY, MAX_LENGTH = 3, 40
+RULES = [Coupled(), Rejection()]
+DRAWN_RULES = [Block(), Traversal(), Typical(), Relaxed()]  # rejection's rivals, where children are drawn
 SAMPLED = SamplingParams(temperature=0.7, seed=3)
 SETTINGS = {
     "greedy": SamplingParams(),
@@ -95,8 +101,11 @@ def unheard(phase: str) -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("rule", [Coupled(), Rejection()], ids=["coupled", "rejection"])
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize(
+    ("drafter", "rule"),
+    [(name, rule) for name in DRAFTERS for rule in RULES + DRAWN_RULES * name.startswith("draft_model")],
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__.lower(),
+)
 def test_a_step_reads_nothing_to_the_host(
     drafter: str, rule: AcceptanceRule, settings: str, launches: list[str], shapes_only: PreTrainedModel
 ) -> None:

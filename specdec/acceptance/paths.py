@@ -19,13 +19,14 @@ def verdict_at(tree: TokenTree, node: Tensor, next_token: Tensor) -> Verdict:
 
 
 def tokens_to(tree: TokenTree, node: Tensor, asking: Tensor) -> Tensor:
-    """`[B, N]` int64: the drafted tokens down to `node` `[B]`, which is no root where `asking` `[B]`; -1 between them.
+    """`[B, N + 1]` int64: drafted tokens down to `node` `[B]`, no root where `asking` `[B]`; -1 between them.
 
     The node's own token is the last entry, -1 where not `asking`: what `StepSampling.probs` wants.
     """
-    above = _above(tree, node)[:, 1:].scatter(1, (node[:, None] - 1).clamp_min(0), False)  # [B, N - 1]
-    own = tree.tokens.gather(1, node[:, None])
-    return torch.cat([torch.where(above, tree.tokens[:, 1:], -1), torch.where(asking[:, None], own, -1)], 1)
+    place = torch.arange(tree.max_nodes, device=node.device)
+    above = _above(tree, node) & (place > 0) & (place != node[:, None])  # [B, N], the root is text
+    own = torch.where(asking[:, None], tree.tokens.gather(1, node[:, None]), -1)
+    return torch.cat([torch.where(above, tree.tokens, -1), own], 1)
 
 
 def _above(tree: TokenTree, node: Tensor) -> Tensor:

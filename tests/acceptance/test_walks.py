@@ -1,4 +1,5 @@
-"""Both ways in which `coupled` walks, and the verdicts of both rules, against a walk in plain Python."""
+"""Both ways in which `coupled` walks, and the verdicts of every rule, against a walk in plain Python; batches of ragged
+trees, empty slots, settings that differ by request."""
 
 from __future__ import annotations
 
@@ -11,8 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from specdec.acceptance.block import Block
 from specdec.acceptance.coupled import Coupled, walk
 from specdec.acceptance.rejection import Rejection
+from specdec.acceptance.relaxed import Relaxed
+from specdec.acceptance.traversal import Traversal
+from specdec.acceptance.typical import Typical
 from specdec.core import AcceptanceRule, Verdict
 from specdec.kernels.accept import accept
 from specdec.sampling import Sampler, SamplingParams, StepSampling
@@ -38,6 +43,22 @@ def batches(draw: st.DrawFn) -> TokenTree:
         paths = draw(st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=6), max_size=8))
         trees.append(merge_paths(draw(st.integers(-1, VOCAB - 1)), paths))
     return TokenTree.from_lists(trees)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> TokenTree:
+    """Random chains, and empty slots."""
+    lists = [draw(st.lists(st.integers(0, VOCAB - 1), max_size=6)) for _ in range(draw(st.integers(1, 4)))]
+    return TokenTree.from_lists([(tokens, list(range(-1, len(tokens) - 1))) for tokens in lists])
+
+
+RULES: dict[str, tuple[AcceptanceRule, st.SearchStrategy[TokenTree]]] = {
+    "rejection": (Rejection(), batches()),
+    "block": (Block(), chains()),
+    "traversal": (Traversal(), batches()),
+    "typical": (Typical(epsilon=0.2), batches()),
+    "relaxed": (Relaxed(top_k=3, ratio=0.2), batches()),
+}
 
 
 def logits_for(tree: TokenTree, seed: int) -> Tensor:
@@ -94,8 +115,8 @@ def test_sampled_by_walk(tree: TokenTree, seed: int, first: int) -> None:
     logits = logits_for(tree, seed)
     sampling = step(SAMPLED[first:] + SAMPLED[:first], tree)
     targets = node_targets(tree, logits, sampling)
-    check(Coupled()(tree, logits, sampling), tree, targets)
-    check(Rejection()(tree, logits, sampling), tree, targets)
+    for rule in (Coupled(), Rejection(), Block(), Traversal()):
+        check(rule(tree, logits, sampling), tree, targets)
 
 
 class AtOnce(StepSampling):
@@ -114,19 +135,42 @@ def test_sampled_at_once(tree: TokenTree, seed: int, first: int) -> None:
     check(Rejection()(tree, logits, at_once), tree, targets)
 
 
-@given(batches(), st.integers(0, 1000), st.integers(0, 3))
-def test_rejection_at_once(tree: TokenTree, seed: int, first: int) -> None:
-    """The kernel decides as the rule in torch does; its noise is the same."""
+@pytest.mark.parametrize("name", RULES)
+@given(data=st.data(), seed=st.integers(0, 1000), first=st.integers(0, 3))
+def test_every_rule_at_once(name: str, data: st.DataObject, seed: int, first: int) -> None:
+    """What runs on a GPU, a kernel or torch that reads nothing, decides as the rule on a CPU; the noise is the same."""
+    rule, trees = RULES[name]
+    tree = data.draw(trees)
     logits = logits_for(tree, seed)
     draft_probs = logits_for(tree, seed + 1).softmax(-1)
     drawn = TokenTree(tree.tokens, tree.parents, tree.sizes, draft_probs)
     sampling = step(SAMPLED[first:] + SAMPLED[:first], tree)
     at_once = AtOnce(sampling._sampler, sampling.positions, tree.max_nodes, [])
-    one, other = Rejection()(drawn, logits, sampling), Rejection()(drawn, logits, at_once)
+    one, other = rule(drawn, logits, sampling), rule(drawn, logits, at_once)
     live = tree.sizes > 0
     assert torch.equal(one.path, other.path)
     assert torch.equal(one.num_accepted, other.num_accepted)
     assert torch.equal(one.next_token[live], other.next_token[live])
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(data=st.data(), seed=st.integers(0, 1000))
+def test_every_rule_is_greedy_at_temperature_zero(name: str, data: st.DataObject, seed: int) -> None:
+    """Whatever the children were drawn from, and beside requests that are sampled."""
+    rule, trees = RULES[name]
+    tree = data.draw(trees)
+    logits = logits_for(tree, seed)
+    for b, j in itertools.product(range(tree.batch_size), range(1, tree.max_nodes)):
+        if j % 3 and j < tree.sizes[b]:  # longer walks
+            logits[b, int(tree.parents[b, j]), tree.tokens[b, j]] = 5.0 + j
+    targets = logits.argmax(-1)
+    drawn = TokenTree(tree.tokens, tree.parents, tree.sizes, logits_for(tree, seed + 1).softmax(-1))
+    verdict = rule(drawn, logits, step([SamplingParams(), SamplingParams(temperature=1.0)], tree))
+    for b in range(0, tree.batch_size, 2):
+        path, last = naive_walk(tree, b, targets[b].tolist())
+        assert [j for j in verdict.path[b].tolist() if j >= 0] == path
+        assert int(verdict.num_accepted[b]) == len(path)
+        assert not path or int(verdict.next_token[b]) == last
 
 
 @given(batches(), st.integers(0, 1000))
@@ -175,29 +219,33 @@ def test_siblings_with_the_same_token_lose_nothing(tree: TokenTree, seed: int) -
             assert int(verdict.next_token[b]) == int(logits[b, path[-1]].argmax())
 
 
-@given(batches(), st.integers(0, 1000))
-def test_rejection_of_a_batch_is_that_of_its_rows(tree: TokenTree, seed: int) -> None:
+@pytest.mark.parametrize("name", RULES)
+@given(data=st.data(), seed=st.integers(0, 1000))
+def test_a_batch_is_its_rows(name: str, data: st.DataObject, seed: int) -> None:
     """With draft distributions: slots do not see each other."""
+    rule, trees = RULES[name]
+    tree = data.draw(trees)
     probs = logits_for(tree, seed + 1).softmax(-1)
     drawn = TokenTree(tree.tokens, tree.parents, tree.sizes, probs)
     logits = logits_for(tree, seed)
-    together = Rejection()(drawn, logits, step(SAMPLED, drawn))
+    together = rule(drawn, logits, step(SAMPLED, drawn))
     for b in range(tree.batch_size):
         sampler = Sampler(1, VOCAB, CPU)
         if tree.sizes[b]:
             sampler.start(0, SAMPLED[b % len(SAMPLED)], [1, 2])
         one = slice(b, b + 1)
         single = TokenTree(tree.tokens[one], tree.parents[one], tree.sizes[one], probs[one])
-        alone = Rejection()(single, logits[one], sampler.at(torch.tensor([b + 5]), tree.max_nodes, [0]))
+        alone = rule(single, logits[one], sampler.at(torch.tensor([b + 5]), tree.max_nodes, [0]))
         assert torch.equal(alone.path[0], together.path[b])
         assert torch.equal(alone.num_accepted[0], together.num_accepted[b])
         if tree.sizes[b]:
             assert torch.equal(alone.next_token[0], together.next_token[b])
 
 
-@pytest.mark.parametrize("rule", [Coupled(), Rejection()], ids=["coupled", "rejection"])
+@pytest.mark.parametrize("rule", [Coupled(), *(rule for rule, _ in RULES.values())], ids=["coupled", *RULES])
 @pytest.mark.parametrize("processed", [False, True])
-def test_empty_slots(rule: AcceptanceRule, processed: bool) -> None:
+@pytest.mark.parametrize("drawn", [False, True])
+def test_empty_slots(rule: AcceptanceRule, processed: bool, drawn: bool) -> None:
     """Nothing is accepted in them, and nothing of them is read."""
 
     class Nothing(LogitsProcessor):
@@ -205,6 +253,10 @@ def test_empty_slots(rule: AcceptanceRule, processed: bool) -> None:
             return scores
 
     tree = TokenTree.from_paths([-1, 3, -1], [[], [[1, 2]], []])
+    if drawn:
+        probs = torch.full((3, 3, VOCAB), 0.2)
+        probs[0] = torch.nan
+        tree = TokenTree(tree.tokens, tree.parents, tree.sizes, probs)
     sampler = Sampler(3, VOCAB, CPU)
     sampler.start(1, SamplingParams(temperature=1.0), [1], LogitsProcessorList([Nothing()] if processed else []))
     logits = torch.zeros(3, 3, VOCAB)
@@ -213,3 +265,44 @@ def test_empty_slots(rule: AcceptanceRule, processed: bool) -> None:
     assert verdict.num_accepted.tolist()[::2] == [0, 0]
     assert (verdict.path[::2] == -1).all()
     assert int(verdict.num_accepted[1]) >= 1
+
+
+@pytest.mark.parametrize("name", ["block", "traversal", "typical", "relaxed"])
+def test_processors_see_every_node_s_own_history(name: str) -> None:
+    """Of the request that brought them, in text order; users' rules hold at every node that is judged."""
+    seen: list[list[int]] = []
+
+    class Never(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            seen.append(input_ids[0].tolist())
+            return scores.index_fill(-1, torch.tensor([4]), -torch.inf)
+
+    paths = [[1, 2, 4]] if name == "block" else [[1, 2, 4], [1, 3], [2, 1]]
+    tree = TokenTree.from_paths([0, 3], [paths, [[1]]])
+    tree = TokenTree(tree.tokens, tree.parents, tree.sizes, torch.full((*tree.tokens.shape, VOCAB), 0.2))
+    for seed in range(8):
+        seen.clear()
+        sampler = Sampler(2, VOCAB, CPU)
+        sampler.start(0, SamplingParams(temperature=1.0, seed=seed), [3, 0], LogitsProcessorList([Never()]))
+        sampler.start(1, SamplingParams(temperature=1.0, seed=seed), [3])
+        sampling = sampler.at(torch.tensor([2, 1]), tree.max_nodes, [0, 1])
+        verdict = RULES[name][0](tree, torch.zeros(2, tree.max_nodes, VOCAB), sampling)
+        assert 4 not in verdict.emitted(tree)[0, : int(verdict.num_accepted[0])].tolist()
+        assert [3, 0] in seen
+        beginnings = [[3, 0, *path[:length]] for path in paths for length in range(len(path) + 1)]
+        assert all(history in beginnings for history in seen)
+        assert len(seen) <= len({tuple(b) for b in beginnings})
+
+
+def test_the_penalty_counts_the_path() -> None:
+    """A drafted token counts as written at the nodes below it, for every rule that looks at them out of order."""
+    tree = TokenTree.from_paths([0], [[[1, 1], [2, 1]]])
+    logits = torch.tensor([2.0, 1.9, 1.8, 0.0, 0.0]).expand(1, 5, -1).clone()
+    for rule in (Traversal(), Typical(), Relaxed(), Rejection()):
+        sampler = Sampler(1, VOCAB, CPU)
+        sampler.start(0, SamplingParams(repetition_penalty=4.0), [0])
+        probs = torch.full((1, 5, VOCAB), 0.2)
+        drawn = TokenTree(tree.tokens, tree.parents, tree.sizes, probs)
+        verdict = rule(drawn, logits, sampler.at(torch.tensor([1]), 5, [0]))
+        # 0 is in the prompt: 1 is best; then 1 is penalised, too, and 2 is best, which no child carries
+        assert verdict.emitted(tree)[0, : int(verdict.num_accepted[0])].tolist() == [1, 2]

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from specdec import SamplingParams, loading
+from specdec.acceptance.block import Block
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
+from specdec.acceptance.relaxed import Relaxed
+from specdec.acceptance.traversal import Traversal
+from specdec.acceptance.typical import Typical
 from specdec.engine import Engine
 from specdec.experiments import lossless
 from specdec.experiments.methods import Method
@@ -82,10 +86,6 @@ def test_what_can_be_compared():
     assert not lossless.comparable(Rejection(), WARM)
 
 
-class NotLossless:
-    lossless, shared_noise = False, False
-
-
 @pytest.mark.parametrize(
     ("rule", "checks", "word"),
     [
@@ -94,7 +94,10 @@ class NotLossless:
         (Coupled(), [{"equal": False, "tie": True}] * 2, "yes (2 ties)"),
         (Coupled(), [{"equal": False, "tie": True}, {"equal": False, "tie": False}], "no"),
         (Rejection(), [], "in distribution"),
-        (NotLossless(), [{"equal": True}], "not lossless"),
+        (Block(), [], "in distribution"),
+        (Traversal(), [], "in distribution"),
+        (Typical(), [{"equal": True}], "not lossless"),
+        (Relaxed(), [{"equal": True}], "not lossless"),
     ],
 )
 def test_verdicts(rule, checks, word):
