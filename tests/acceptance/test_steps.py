@@ -41,11 +41,11 @@ TARGET = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.3, 0.2, 0.5]])
 DRAFT = torch.tensor([[0.2, 0.2, 0.6], [0.6, 0.2, 0.2], [0.2, 0.6, 0.2]])
 
 
-def texts(rule: AcceptanceRule, policy: TreePolicy) -> Tensor:
+def texts(rule: AcceptanceRule, policy: TreePolicy, top_k: int = 0) -> Tensor:
     """`[TEXTS, LENGTH]`, each with a seed of its own, all after token 0."""
     sampler = Sampler(TEXTS, VOCAB, CPU)
     for seed in range(TEXTS):
-        sampler.start(seed, SamplingParams(temperature=1.0, seed=seed), [0])
+        sampler.start(seed, SamplingParams(temperature=1.0, top_k=top_k, seed=seed), [0])
     written = torch.zeros(TEXTS, LENGTH + policy.max_nodes, dtype=torch.int64)
     lengths = torch.zeros(TEXTS, dtype=torch.int64)
     roots = torch.zeros(TEXTS, dtype=torch.int64)
@@ -66,12 +66,12 @@ def texts(rule: AcceptanceRule, policy: TreePolicy) -> Tensor:
     return written[:, :LENGTH]
 
 
-def agreement(drawn: Tensor) -> float:
+def agreement(drawn: Tensor, next_probs: Tensor = TARGET) -> float:
     """Probability by chance of texts that are at least as far from the target's."""
     joint = torch.ones((VOCAB,) * LENGTH, dtype=torch.float64)
     for text in itertools.product(range(VOCAB), repeat=LENGTH):
         for before, token in itertools.pairwise((0, *text)):
-            joint[text] *= TARGET[before, token].double()
+            joint[text] *= next_probs[before, token].double()
     flat = (drawn * VOCAB ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
     return g_test(flat.bincount(minlength=VOCAB**LENGTH).view_as(joint), joint)
 
@@ -79,6 +79,13 @@ def agreement(drawn: Tensor) -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_steps_in_a_row(case: str) -> None:
     assert agreement(texts(*CASES[case])) > ALARM
+
+
+@pytest.mark.parametrize("case", ["rejection", "block", "traversal"])
+def test_steps_in_a_row_with_top_k(case: str) -> None:
+    """The two likeliest of the target; of the draft others, or all three, for two are equal at the cut."""
+    kept = torch.where(TARGET >= 0.3, TARGET, 0.0)
+    assert agreement(texts(*CASES[case], top_k=2), kept / kept.sum(1, keepdim=True)) > ALARM
 
 
 def position_only(step: StepSampling, depth: int, count: int) -> Tensor:
