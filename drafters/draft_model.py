@@ -8,7 +8,7 @@ forward over that level's nodes; their KV waits in the scratch places until the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -93,6 +93,8 @@ class DraftModel:
         """Read what is new, then grow a tree."""
         model = state.model
         roots = roots.to(model.device)
+        if model.device.type != "cpu":  # there dead rows run too: not over the text of one that has ended
+            model.lengths.mul_(roots >= 0)
         logits = fit_vocabulary(self._read(state, roots).to(state.device), noise.vocab_size)
         live = (roots >= 0).to(torch.int32)
         visible: list[Tensor] = []  # [B, F, W] of the last frontier
@@ -159,7 +161,7 @@ def fit_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
     return torch.nn.functional.pad(logits, (0, missing), value=float("-inf")) if missing else logits
 
 
-@lru_cache(maxsize=256)
+@cache  # a CUDA graph may hold what it gives
 def _own_bits(first: int, count: int, words: int, device: torch.device) -> Tensor:
     """`[1, count, words]` int64: bit `first + i` in row i."""
     place = torch.arange(first, first + count, device=device)

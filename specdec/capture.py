@@ -9,30 +9,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specdec.compiled import bucket, buckets, warm
 from specdec.core import AcceptanceRule, Drafter, TargetOutput, Verdict
 from specdec.decode import decode
 from specdec.request import Request
 from specdec.sampling import SamplingParams
-from specdec.step import Lap, Step
+from specdec.step import Lap, Step, on, unheard
 from specdec.target import Target
 from specdec.tree.token_tree import TokenTree
 
-MOST_GRAPHS = 64  # kept; the oldest is dropped
+MOST_GRAPHS = 64  # kept; the one that was used longest ago is dropped
 
 
 class Graph:
-    """What a function launched, recorded without being run."""
+    """What a function launched, recorded without being run.
 
-    def __init__(self, function: Callable[[], Any]):
+    Args:
+        pool: of memory, shared by graphs whose results are used up before another one is replayed.
+
+    Raises:
+        ValueError: the function does what a graph cannot hold.
+    """
+
+    def __init__(self, function: Callable[[], Any], pool: Any = None):
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._result = function()
+        try:
+            with torch.cuda.graph(self._graph, pool=pool):
+                self._result = function()
+        except RuntimeError as error:
+            raise ValueError(
+                f"a step could not be captured in a CUDA graph ({' '.join(str(error).split())[:200]}); the model may "
+                "read tensors to the host in its forward pass: use compile=False"
+            ) from error
 
     def replay(self) -> Any:
         """Launch it; the result's tensors are the same ones each time, with new contents."""
@@ -44,8 +58,8 @@ class Graphs:
     """Functions of fixed buffers, by key. A key's first call runs as it is, which warms up what it launches; its second
     is recorded by `make`, and that and all later ones are replays."""
 
-    def __init__(self, make: Callable[[Callable[[], Any]], Any] = Graph):
-        self._make = make
+    def __init__(self, make: Callable[[Callable[[], Any]], Any] | None = None):
+        self._make = make or partial(Graph, pool=torch.cuda.graph_pool_handle())
         self._met: set[Hashable] = set()
         self._graphs: dict[Hashable, Any] = {}
 
@@ -53,19 +67,34 @@ class Graphs:
         if key not in self._met:
             self._met.add(key)
             return function()
-        if key not in self._graphs:
+        graph = self._graphs.pop(key, None)
+        if graph is None:
             if len(self._graphs) == MOST_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
-            self._graphs[key] = self._make(function)
-        return self._graphs[key].replay()
+            graph = self._make(function)
+        self._graphs[key] = graph  # the latest last
+        return graph.replay()
 
 
 class CapturedStep(Step):
-    """See the module; used like `Step`. The phases within a graph cannot be told apart: all its time is `verify`."""
+    """See the module; used like `Step`. The phases within a graph cannot be told apart: all its time is `verify`.
 
-    def __init__(self, target: Target, drafter: Drafter, rule: AcceptanceRule, capacity: int, max_length: int):
+    Args:
+        graphs: where they are kept; None makes CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        rule: AcceptanceRule,
+        capacity: int,
+        max_length: int,
+        graphs: Graphs | None = None,
+    ):
         super().__init__(target, drafter, rule, capacity, max_length)
-        self.graphs = Graphs()
+        self.graphs = graphs or Graphs()
+        self._weights = _addresses(target.model, drafter)
         self._trees: dict[tuple[int, int], TokenTree] = {}  # (nodes, V of draft_probs or 0) -> buffers
 
     def __call__(self, slots: Sequence[int], lap: Lap) -> Tensor:
@@ -74,7 +103,7 @@ class CapturedStep(Step):
             return super().__call__(slots, lap)
         if self.drafter.needs.on_device:
             plain = super().__call__
-            record: Tensor = self.graphs(self.sampler.kinds, lambda: plain(slots, _unheard))
+            record: Tensor = self.graphs(self.sampler.kinds, lambda: plain(slots, unheard))
             lap("verify")
             return record
         held = self._hold(self.propose(slots))
@@ -84,6 +113,11 @@ class CapturedStep(Step):
         self.drafter.observe(self.state, replace(held), verdict, output)
         lap("draft")
         return record
+
+    @property
+    def stale(self) -> bool:
+        """Whether weights lie elsewhere than when graphs were made; written in place they may be."""
+        return self._weights != _addresses(self.target.model, self.drafter)
 
     def _hold(self, tree: TokenTree) -> TokenTree:
         """The tree in buffers of its bucket's size, padded with dead nodes."""
@@ -112,7 +146,7 @@ class CapturedStep(Step):
         """See `Step.decide`. A copy of the tree's fields has none of the depths and words that an earlier one had."""
         key = (held.max_nodes, held.draft_probs is not None, self.sampler.kinds)
         decided: tuple[Verdict, TargetOutput, Tensor] = self.graphs(
-            key, lambda: self.decide(replace(held), [], _unheard)
+            key, lambda: self.decide(replace(held), [], unheard)
         )
         return decided
 
@@ -123,20 +157,29 @@ class CapturedStep(Step):
         self.target.lengths.zero_()
 
 
-def rehearse(step: CapturedStep, sampling: SamplingParams) -> None:
-    """Capture what requests with such settings will need, with a line of progress a graph on stderr."""
+@torch.inference_mode()
+def rehearse(step: Step, sampling: SamplingParams) -> None:
+    """Compile the kernels that requests with such settings will need, and capture their graphs if `step` does."""
+    request = Request([0], min(2 * step.max_nodes + 1, step.max_length - 1), sampling)
     what = f"{type(step.drafter).__name__} for {step.capacity} slot{'s' * (step.capacity > 1)}"
-    if not step.drafter.needs.on_device:
-        for slot in range(step.capacity):
-            step.sampler.start(slot, sampling, [0])
-        warm(lambda nodes: [step.rehearse(nodes) for _ in range(2)], buckets(step.max_nodes), what)
+    with on(step.roots.device):
+        warm(lambda _: list(decode(step, [request] * step.capacity)), [step.max_nodes], what)
         step.reset()
-        return
-    request = Request([0], 2 * step.max_nodes + 1, sampling)  # three steps at least
+        if isinstance(step, CapturedStep) and not step.drafter.needs.on_device:
+            for slot in range(step.capacity):
+                step.sampler.start(slot, sampling, [0])
+            warm(lambda nodes: [step.rehearse(nodes) for _ in range(2)], buckets(step.max_nodes), what)
+            step.reset()
 
-    warm(lambda _: list(decode(step, [request] * step.capacity)), [step.max_nodes], what)
-    step.reset()
 
-
-def _unheard(phase: str) -> None:
-    """Nobody can look at a clock within a graph."""
+def _addresses(*parts: object) -> tuple[int, ...]:
+    """Where the weights of models lie, and of the models within drafters."""
+    found: list[int] = []
+    for part in parts:
+        if isinstance(part, nn.Module):
+            found += [x.data_ptr() for x in (*part.parameters(), *part.buffers())]
+        elif isinstance(part, list | tuple):
+            found += _addresses(*part)
+        elif hasattr(part, "needs") and hasattr(part, "__dict__"):
+            found += _addresses(*vars(part).values())
+    return tuple(found)

@@ -18,7 +18,6 @@ import ctypes
 import gc
 import hashlib
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from weakref import WeakKeyDictionary, finalize
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from tqdm import tqdm
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from specdec.attention import evaluating, plugged_in
@@ -363,13 +363,9 @@ def buckets(most: int) -> list[int]:
 
 
 def warm(run: Callable[[int], object], sizes: Sequence[int], what: str) -> None:
-    """Run every bucket once, with a line of progress each on stderr."""
-    for count, size in enumerate(sizes, 1):
-        started = time.perf_counter()
+    """Run every bucket once, with a progress bar on stderr."""
+    for size in tqdm(sizes, f"compiling {what}", file=sys.stderr, unit="size"):
         run(size)
-        seconds = time.perf_counter() - started
-        sys.stderr.write(f"compiled {what}: {count} of {len(sizes)}, {size} nodes, {seconds:.1f} s\n")
-        sys.stderr.flush()
 
 
 def check_compiler(device: torch.device) -> None:
@@ -377,7 +373,9 @@ def check_compiler(device: torch.device) -> None:
     ValueError: not on the CPU, or no C++ compiler.
     """
     if device.type != "cpu":
-        raise ValueError(f"compile=True is for models on the CPU so far; this one is on {device}. Use compile=False")
+        raise ValueError(
+            f"a Target is compiled for the CPU only, and this model is on {device}; a decoder with compile=True captures it"
+        )
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -14,7 +14,7 @@ from specdec.core import TargetOutput
 from specdec.inspection import NAN_LOGITS
 from specdec.metrics import DecodingStats, PhaseClock, RequestStats
 from specdec.request import Generation, Request
-from specdec.step import Step
+from specdec.step import Step, on
 from specdec.tree.token_tree import TokenTree
 
 Emission = tuple[Generation, list[int]]  # a request and its new tokens
@@ -46,11 +46,17 @@ class Flight:
 
 
 class Decoding:
-    """Requests in slots, and the step that moves all of them on. See `Step` for the arguments."""
+    """Requests in slots, and the step that moves all of them on.
 
-    def __init__(self, run: Step, stats: DecodingStats):
+    Args:
+        run: the step.
+        stats: where counts and times go.
+        slots: how many of the step's slots are used; None for all.
+    """
+
+    def __init__(self, run: Step, stats: DecodingStats, slots: int | None = None):
         self.run, self.stats = run, stats
-        self.slots: list[Generation | None] = [None] * run.capacity
+        self.slots: list[Generation | None] = [None] * (slots or run.capacity)
         self.flights: deque[Flight] = deque()
         self.clock = PhaseClock(stats, run.target.device)
 
@@ -110,10 +116,10 @@ class Decoding:
     def _collect(self, flight: Flight) -> list[Emission]:
         """Put a step's tokens into the texts. Who had ended before it, which was not known yet, has no part in it."""
         emissions = []
-        for slot, (count, size, height, offered, damaged, *tokens) in enumerate(flight.read()):
-            generation = flight.generations[slot]
+        for slot, (row, generation) in enumerate(zip(flight.read(), flight.generations, strict=False)):
             if generation is None or generation.finished:
                 continue
+            count, size, height, offered, damaged, *tokens = row
             if not count:
                 raise ValueError("the drafter proposed a tree of size 0 for a running text; propose its root at least")
             if damaged:
@@ -141,22 +147,29 @@ def steps_late(device: torch.device) -> int:
     return 1 if device.type != "cpu" else 0
 
 
-def decode(run: Step, requests: Iterable[Request], stats: DecodingStats | None = None) -> Iterator[Emission]:
-    """Serve `requests` in the slots of `run`; yields (request, its new tokens) after every step, until all have ended.
+def decode(
+    run: Step, requests: Iterable[Request], stats: DecodingStats | None = None, slots: int | None = None
+) -> Iterator[Emission]:
+    """Serve `requests` in the slots of `run`, or `slots` of them; yields (request, its new tokens) after every step,
+    until all have ended.
 
     Raises:
         ValueError: the model's logits are NaN.
     """
     stats = stats if stats is not None else DecodingStats()
-    decoding = Decoding(run, stats)
+    decoding = Decoding(run, stats, slots)
     queue = enumerate(requests)
     while True:
         entered = [_enter(stats, index, request) for _, (index, request) in zip(decoding.free, queue, strict=False)]
         yield from ((generation, []) for generation in entered if generation.finished)
         if entering := [generation for generation in entered if not generation.finished]:
-            yield from decoding.admit(decoding.free[: len(entering)], entering)
+            with on(run.roots.device):
+                emissions = decoding.admit(decoding.free[: len(entering)], entering)
+            yield from emissions
         if decoding.serving:
-            yield from decoding.step()
+            with on(run.roots.device):
+                emissions = decoding.step()
+            yield from emissions
         elif not entered:
             break
         decoding.clock.skip()

@@ -111,8 +111,8 @@ class SpeculativeDecoder:
         return SpeculativeDecoder(model, tokenizer, **settings)
 
     def warmup(self, slots: int = 1, max_length: int = 2048, sampling: SamplingParams | None = None) -> None:
-        """With compile=True: compile, or on a GPU capture, every size of trees now, so that no request waits for it. A
-        line each on stderr.
+        """With compile=True: compile, or on a GPU capture, every size of trees now, so that no request waits for it,
+        with a progress bar on stderr. On a GPU kernels are compiled for these sizes without it, too.
 
         Args:
             slots: requests at once, as prompts in a list or as `generate_many`'s slots; every number is compiled for

@@ -47,23 +47,26 @@ class Engine:
     def warmup(self, slots: int = 1, max_length: int = 2048, sampling: SamplingParams | None = None) -> None:
         """See `SpeculativeDecoder.warmup`."""
         self._latest = None
-        if self._captures:
+        if self.target.device.type != "cpu":
             longest = min(max_length, self.target.max_positions or max_length)
-            rehearse(self._captured_step(slots, longest), sampling or SamplingParams())
+            rehearse(self._step(slots, longest), sampling or SamplingParams())
             return
         self.target.warmup(slots, self.drafter.needs.max_nodes)
         if warmup := getattr(self.drafter, "warmup", None):
             warmup(slots)
 
     def _step(self, capacity: int, max_length: int) -> Step:
-        """Empty slots for texts of that length."""
+        """Empty slots for texts of that length: so many, or more."""
         if self._captures:
             return self._captured_step(capacity, max_length)
         return Step(self.target, self.drafter, self.rule, capacity, max_length)
 
     def _captured_step(self, capacity: int, max_length: int) -> CapturedStep:
         step = self._captured
-        if step is None or step.capacity != capacity or step.max_length < max_length:
+        if step is None or step.capacity < capacity or step.max_length < max_length or step.stale:
+            if step is not None:
+                capacity, max_length = max(capacity, step.capacity), max(max_length, step.max_length)
+            step = self._captured = None  # its graphs and buffers go before others come
             step = self._captured = CapturedStep(self.target, self.drafter, self.rule, capacity, max_length)
         step.reset()
         return step
@@ -81,7 +84,7 @@ class Engine:
         self._latest = mine = object()
         longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
         capacity = min(slots or len(requests), len(requests))
-        steps = decode(self._step(capacity, longest), requests, stats)
+        steps = decode(self._step(capacity, longest), requests, stats, capacity)
         while self._latest is mine:
             try:
                 yield next(steps)

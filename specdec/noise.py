@@ -8,7 +8,7 @@ sequence, with a 64-bit key) is used instead of Philox: ten rounds over a vocabu
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ def gumbel(keys: Tensor, count: int) -> Tensor:
     return uniform(keys, count).neg_().log1p_().neg_().log_().neg_()
 
 
-@lru_cache(maxsize=16)
+@cache  # a CUDA graph may hold what it gives
 def _counters(count: int, device: torch.device) -> Tensor:
     """`[count]` int32: a Weyl sequence over token ids."""
     return torch.arange(count, dtype=torch.int32, device=device) * _int32(_WEYL)

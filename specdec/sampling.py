@@ -120,6 +120,7 @@ class Sampler:
         self._texts: dict[int, list[int]] = {}  # slot -> prompt and text so far, kept up to date by the loop
         self._present: Tensor | None = None  # [B, V] bool: in the prompt or text; made when a penalty is first used
         self._stale = True  # settings have changed since the last step
+        self.all_greedy, self.penalised, self._filtered = True, False, False
         # Fixed buffers, which a CUDA graph may hold:
         self.seeds = torch.zeros(2, capacity, dtype=torch.int32, device=device)
         self.greedy = torch.ones(capacity, dtype=torch.bool, device=device)
@@ -143,6 +144,13 @@ class Sampler:
             self._present[slot, text] = True
         self._stale = True
 
+    def reset(self) -> None:
+        """No request in any slot."""
+        self._params = [SamplingParams()] * len(self._params)
+        self._processors.clear()
+        self._texts.clear()
+        self.all_greedy, self.penalised, self._filtered, self._stale = True, False, False, True
+
     def stop(self, slot: int) -> None:
         """The request in `slot` has ended."""
         self._params[slot] = SamplingParams()
@@ -153,21 +161,37 @@ class Sampler:
     def _refresh(self) -> None:
         """What can be decided on the host once, after requests came or went, rather than at every step."""
         self._stale = False
-        self.seeds.copy_(noise.seed_words([p.seed for p in self._params], self.device))
-        self._penalties.copy_(torch.tensor([p.repetition_penalty for p in self._params]))
-        for name in ("temperature", "top_k", "top_p", "min_p"):
-            getattr(self, name).copy_(torch.tensor([getattr(p, name) for p in self._params]))
-        self.penalised = any(p.repetition_penalty != 1 for p in self._params)
-        greedy = [p.temperature == 0 for p in self._params]
-        self.all_greedy = all(greedy)
-        self.greedy.copy_(torch.tensor(greedy))
+        self._write_settings()
+        penalised = any(p.repetition_penalty != 1 for p in self._params)
+        greedy = all(p.temperature == 0 for p in self._params)
+        filtered = any(p.temperature and (p.top_k or p.top_p < 1 or p.min_p) for p in self._params)
+        if self.device.type != "cpu":  # once sampled, always prepared for it: every kind of step has graphs of its own
+            greedy, penalised = greedy and self.all_greedy, penalised or self.penalised
+            filtered = filtered or self._filtered
+        self.all_greedy, self.penalised, self._filtered = greedy, penalised, filtered
         slots: dict[SamplingParams, list[int]] = {}  # same settings, seeds apart -> slots
+        warps = self.device.type == "cpu" or self._processors  # else settings are read on the device
         for slot, params in enumerate(self._params):
-            if params.warpers():
+            if warps and params.warpers():
                 slots.setdefault(replace(params, seed=0, repetition_penalty=1.0), []).append(slot)
         self._groups = [(torch.tensor(s, device=self.device), w) for p, s in slots.items() if (w := p.warpers())]
-        self._filtered = any(p.top_k or p.top_p < 1 or p.min_p for p in slots)
         self.raw = self.all_greedy and not self.penalised and not self._processors
+
+    def _write_settings(self) -> None:
+        """The requests' settings into the buffers: one copy to the device, which nobody waits for."""
+        numbers = ("temperature", "top_p", "min_p", "top_k", "repetition_penalty")
+        rows = [[getattr(p, name) for p in self._params] for name in numbers]
+        seeds = noise.seed_words([p.seed for p in self._params], torch.device("cpu"))  # [2, B]
+        host = torch.cat([torch.tensor(rows, dtype=torch.float64), seeds.double()])  # [7, B], exact
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        there = host.to(self.device, non_blocking=True)
+        for buffer, row in zip(
+            (self.temperature, self.top_p, self.min_p, self.top_k, self._penalties), there, strict=False
+        ):
+            buffer.copy_(row)
+        self.seeds.copy_(there[5:])
+        self.greedy.copy_(self.temperature == 0)
 
     @property
     def kinds(self) -> Hashable:

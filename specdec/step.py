@@ -8,6 +8,7 @@ likes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -83,12 +84,20 @@ class Step:
         """Empty all slots."""
         self.target.open(self.capacity, self.max_length, self.max_nodes)
         self.roots.fill_(-1)
-        for slot in range(self.capacity):
-            self.sampler.stop(slot)
+        self.sampler.reset()
 
     def sampling(self, slots: Sequence[int]) -> StepSampling:
         """The sampler at this step."""
         return self.sampler.at(self.target.lengths, self.max_nodes, slots)
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Within the block kernels, events and graphs are those of this GPU, which need not be the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def unheard(phase: str) -> None:
+    """A lap that nobody times."""
 
 
 def record(tree: TokenTree, verdict: Verdict, emitted: Tensor, logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Prefill rows are chains, verify rows are tree nodes; the model cannot tell.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -76,13 +76,15 @@ class Target:
             ValueError: the model has no positions for that many tokens.
         """
         inspection.check_length(self.model, max_length, self.max_positions)
-        # A tree may start on the last place, on a GPU another one behind it: what is too long is cut when it is read.
-        room = max_length + (3 if self.device.type != "cpu" else 2) * max_nodes
+        # A tree may start on the last place, and where the host reads late, one behind its last node: what is too long
+        # is cut when it is read.
+        room = max_length + 2 * max_nodes
         if self.device.type != "cpu":  # kernels are compiled for a number of places
             room = -(-room // ROOM_STEP) * ROOM_STEP
         if self.cache.capacity == capacity and self.cache.room >= room:
             self.cache.lengths.zero_()
         else:
+            self.cache = TreeCache(self._layers, 0, 0, self.device)  # frees the old one first
             self.cache = TreeCache(self._layers, capacity, room, self.device)
         if self._compiled:
             self._compiled.open(self.cache, max_nodes)
@@ -266,16 +268,16 @@ def _tensors(output: TargetOutput) -> list[Tensor]:
     return [output.logits, *output.hidden.values()]
 
 
-@lru_cache(maxsize=256)
+@cache  # a CUDA graph may hold what it gives
 def _row_starts(batch: int, nodes: int, device: torch.device) -> Tensor:
     return torch.arange(0, (batch + 1) * nodes, nodes, dtype=torch.int32, device=device)
 
 
-@lru_cache(maxsize=256)
+@cache  # a CUDA graph may hold what it gives
 def _slots(batch: int, nodes: int, device: torch.device) -> Tensor:
     return torch.arange(batch, device=device).repeat_interleave(nodes)
 
 
-@lru_cache(maxsize=256)
+@cache  # a CUDA graph may hold what it gives
 def _steps(first: int, count: int, device: torch.device) -> Tensor:
     return torch.arange(first, first + count, device=device)

@@ -7,12 +7,15 @@ way for GPUs, where kernels are Triton's; here their launches are counted and do
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from specdec import inspection
@@ -34,7 +37,7 @@ from specdec.engine import Engine
 from specdec.metrics import DecodingStats
 from specdec.request import Request
 from specdec.sampling import SamplingParams
-from specdec.step import Step
+from specdec.step import Step, unheard
 from specdec.target import Target
 from specdec.tree.best_first import BestFirst
 from specdec.tree.static import StaticTree, chain
@@ -96,8 +99,28 @@ def shapes_only(monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(make_config("llama")).eval()
 
 
-def unheard(phase: str) -> None:
-    """A clock nobody reads."""
+class NothingFromTheHost(TorchDispatchMode):
+    """Refuses tensors of the CPU beside those of the device, and tensors made of Python's numbers: a graph would read
+    the host's memory again when it is replayed."""
+
+    def __enter__(self) -> Self:
+        self._patch = pytest.MonkeyPatch()
+        for name in ("tensor", "as_tensor"):
+            self._patch.setattr(torch, name, self._refuse)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._patch.undo()
+        super().__exit__(*error)
+
+    @staticmethod
+    def _refuse(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("a step makes a tensor of numbers of the host")
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        assert all(x.device.type == "meta" for x in given), f"{operation} gets a tensor of the host"
+        return operation(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -115,23 +138,12 @@ def test_a_step_reads_nothing_to_the_host(
     step.sampler.start(1, SETTINGS[settings], [1, 2])
     assert step.sampler.kinds  # settings go to the device before the step
     with torch.inference_mode():
-        for _ in range(2):
+        step([1], unheard)  # makes what is made once
+        with NothingFromTheHost():
             record = step([1], unheard)
     assert record.shape[0] == CAPACITY
     assert record.shape[1] >= 6
     assert {"tree_attention_split_kernel", "kv_write_kernel", "kv_commit_kernel"} <= set(launches)
-
-
-def test_reading_to_the_host_is_seen(launches: list[str], shapes_only: PreTrainedModel) -> None:
-    """The proof above would fail if something did read."""
-
-    class Reading(NoDrafter):
-        def observe(self, state: None, tree: Any, verdict: Any, output: Any) -> None:
-            verdict.num_accepted.tolist()
-
-    step = Step(Target(shapes_only), Reading(), Coupled(), CAPACITY, MAX_LENGTH)
-    with torch.inference_mode(), pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        step([0], unheard)
 
 
 def tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
@@ -149,6 +161,74 @@ def tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
         names = [*getattr(value, "__dict__", ()), *getattr(type(value), "__slots__", ())]
         for name in names:
             yield from tensors(getattr(value, name, None), seen)
+
+
+@pytest.mark.parametrize("what", ["reads", "makes", "brings"])
+def test_the_host_is_seen(what: str, launches: list[str], shapes_only: PreTrainedModel) -> None:
+    class FromTheHost(NoDrafter):
+        def observe(self, state: None, tree: Any, verdict: Any, output: Any) -> None:
+            if what == "makes":
+                verdict.num_accepted + torch.tensor([1], device="meta")
+            elif what == "brings":
+                verdict.num_accepted.copy_(torch.zeros(CAPACITY))
+            else:
+                verdict.num_accepted.tolist()
+
+    step = Step(Target(shapes_only), FromTheHost(), Coupled(), CAPACITY, MAX_LENGTH)
+    refused = pytest.raises((AssertionError, NotImplementedError, RuntimeError))
+    with torch.inference_mode(), refused, NothingFromTheHost():
+        step([0], unheard)
+
+
+class Operations(TorchDispatchMode):
+    """What is run, with shapes and numbers."""
+
+    def __init__(self, launches: list[str]):
+        super().__init__()
+        self.seen: list[str] = []
+        self.launches = launches
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [tuple(x.shape) if isinstance(x, Tensor) else x for x in tree_leaves((args, kwargs))]
+        self.seen.append(f"{len(self.launches)} {operation} {given}")
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__.lower())
+@pytest.mark.parametrize("drafter", ["none", "draft_model, chain", "draft_model, best_first"])
+def test_equal_kinds_run_the_same_operations(
+    drafter: str, rule: AcceptanceRule, launches: list[str], shapes_only: PreTrainedModel
+) -> None:
+    """Graphs are kept by kinds: whatever else the host decided by would be replayed as it was."""
+    other = [replace(params, seed=9, temperature=1.3 * params.temperature) for params in SETTINGS.values()]
+    sets = [[params] for params in SETTINGS.values()] + [[params] for params in other]
+    sets += [[*SETTINGS.values()][:3], [SamplingParams(), SAMPLED], [SAMPLED, SamplingParams(), SAMPLED]]
+    found: dict[object, list[str]] = {}
+    for chosen in sets:
+        step = Step(Target(shapes_only), DRAFTERS[drafter](shapes_only), rule, CAPACITY, MAX_LENGTH)
+        for slot, params in enumerate(chosen):
+            step.sampler.start(slot, params, [1, 2])
+        kinds = step.sampler.kinds
+        with torch.inference_mode():
+            step([0], unheard)
+            launches.clear()
+            with Operations(launches) as operations:
+                step([0], unheard)
+        assert found.setdefault(kinds, operations.seen) == operations.seen
+    assert len(found) == len(SETTINGS)
+
+
+def test_a_request_that_ends_changes_no_kind_on_a_gpu(shapes_only: PreTrainedModel) -> None:
+    """Else a step in the midst of serving would wait for a new graph."""
+    sampler = Step(Target(shapes_only), NoDrafter(), Coupled(), CAPACITY, MAX_LENGTH).sampler
+    sampler.start(0, SETTINGS["filtered"], [1])
+    sampler.start(1, SETTINGS["penalised"], [1])
+    kinds = sampler.kinds
+    sampler.stop(0)
+    sampler.stop(1)
+    assert sampler.kinds == kinds
+    sampler.reset()
+    assert sampler.kinds != kinds
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
@@ -211,14 +291,13 @@ def test_captured_steps_write_the_same_texts(name: str) -> None:
     texts = {tuple(r.prompt): t for r, t in zip(REQUESTS, plain, strict=True)}
     own: dict[str, Drafter] = {"scripted": Scripted(texts, hit=0.7, max_nodes=7), "ngram": DeviceNGram()}
     drafter: Drafter = own.get(name) or DRAFTERS[name](model)
-    step = CapturedStep(target, drafter, Coupled(), CAPACITY, MAX_LENGTH)
     made: list[Replayed] = []
 
     def make(function: Callable[[], Any]) -> Replayed:
         made.append(Replayed(function))
         return made[-1]
 
-    step.graphs = Graphs(make)
+    step = CapturedStep(target, drafter, Coupled(), CAPACITY, MAX_LENGTH, Graphs(make))
     for _ in range(2):  # the second time with the first one's graphs
         assert served(step) == plain
         count = len(made)
@@ -227,22 +306,24 @@ def test_captured_steps_write_the_same_texts(name: str) -> None:
     assert count > 2 if name == "scripted" else count >= 1  # a graph for every bucket
 
 
-@pytest.mark.parametrize("name", ["none", "scripted"])
+@pytest.mark.parametrize("name", ["none", "host"])
 def test_rehearsal_meets_every_bucket(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     target = Target(make_model())
-    drafter = Scripted({}, hit=0.0, max_nodes=7) if name == "scripted" else NoDrafter()
-    step = CapturedStep(target, drafter, Coupled(), 2, MAX_LENGTH)
+    drafter: Drafter = NoDrafter()
+    if name == "host":
+        drafter = NGram(max_nodes=7)
+        drafter.needs = DraftNeeds(max_nodes=7)
     made: list[Callable[[], Any]] = []
 
     def make(function: Callable[[], Any]) -> Replayed:
         made.append(function)
         return Replayed(function)
 
-    step.graphs = Graphs(make)
+    step = CapturedStep(target, drafter, Coupled(), 2, MAX_LENGTH, Graphs(make))
     rehearse(step, SAMPLED)
-    assert len(made) == (4 if name == "scripted" else 1)  # trees of 1, 2, 4 and 7 nodes
+    assert len(made) == (4 if name == "host" else 1)  # trees of 1, 2, 4 and 7 nodes
     assert target.lengths.tolist() == [0, 0]
-    assert "compiled" in capsys.readouterr().err
+    assert "compiling" in capsys.readouterr().err
 
 
 def test_old_graphs_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,11 +340,40 @@ def test_old_graphs_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made == [1, 2, 3, 1]
 
 
+def test_buffers_serve_as_long_as_they_are_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One set of graphs for any number of requests up to the most, until weights lie elsewhere."""
+    monkeypatch.setattr("specdec.capture.Graph", lambda function, pool: Replayed(function))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    model = make_model(dtype=torch.float64)
+    plain = served(Step(Target(model), NoDrafter(), Coupled(), len(TEXTS), MAX_LENGTH))
+    engine = Engine(model, "none", None, "coupled")
+    engine._captures = True
+
+    def run(count: int) -> CapturedStep | None:
+        done = {g.index: g.new_ids for g, _ in engine.run(REQUESTS[:count], DecodingStats()) if g.finished}
+        assert [done[i] for i in range(count)] == plain[:count]
+        return engine._captured
+
+    first = run(3)
+    assert run(1) is first
+    assert run(2) is first
+    more = run(5)
+    assert more is not first
+    assert run(3) is more
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight.mul_(1.0)
+    assert run(3) is more
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    assert run(3) is not more
+
+
 @pytest.mark.parametrize("late", [1, 3])
 def test_reading_late_changes_no_text(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has ended stays in its slot for a step more; nothing of that shows, but in the number of forwards."""
     model = make_model(dtype=torch.float64)
-    target, long = Target(model), MAX_LENGTH + 8 * late
+    longest = max(len(prompt) + count for prompt, count in TEXTS)
+    target, long = Target(model), longest + (late - 1) * 8  # exactly as long as they get, if the host is a step late
 
     def run(drafter: Drafter) -> tuple[list[list[int]], DecodingStats]:
         stats = DecodingStats()

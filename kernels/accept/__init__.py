@@ -7,6 +7,7 @@ from torch import Tensor
 
 from specdec.kernels.accept.host import accept_host
 from specdec.kernels.accept.naive import accept_naive
+from specdec.kernels.common.dispatch import prefers_triton, require_triton
 
 HOST_NODES = 512  # up to so many nodes in all, Python integers beat tensor operators on a CPU
 
@@ -30,7 +31,7 @@ def accept(
         sizes: `[B]` int32, live nodes; 0 for an empty slot.
         words: `[B, N, W]` int64, ancestor words.
         targets: `[B, N]` int64, the target's own token after each node.
-        backend: "auto" is triton on CUDA, host for small trees on the CPU, else naive.
+        backend: "auto" is triton on a GPU, host for small trees on the CPU, else naive.
 
     Returns:
         path `[B, N]` int64 node ids, the root first, -1 padded; num_accepted `[B]` int32, 0 for an empty tree;
@@ -49,13 +50,14 @@ def accept(
     if backend == "auto":
         on_host = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
         backend = "host" if on_host and tokens.numel() <= HOST_NODES else "naive"
-        if tokens.device.type != "cpu":
+        if prefers_triton(tokens.device):
             backend = "triton"
     if backend == "naive" or tokens.shape[0] == 0:
         return accept_naive(tokens, parents, sizes, words, targets)
     if backend == "host":
         return accept_host(tokens, parents, sizes, words, targets)
     if backend == "triton":
+        require_triton()
         from specdec.kernels.accept.fused import accept_fused
 
         return accept_fused(tokens, parents, sizes, words, targets)

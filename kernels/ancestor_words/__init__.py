@@ -7,6 +7,7 @@ from torch import Tensor
 
 from specdec.kernels.ancestor_words.host import ancestor_words_host
 from specdec.kernels.ancestor_words.naive import ancestor_words_naive
+from specdec.kernels.common.dispatch import prefers_triton, require_triton
 
 HOST_NODES = 128  # up to so many nodes in all, Python integers beat tensor operators on a CPU
 
@@ -19,7 +20,7 @@ def ancestor_words(
     Args:
         parents: `[B, N]` int32, -1 for roots, else smaller than the node; padding is not looked at.
         sizes: `[B]` int32, live nodes.
-        backend: "auto" is triton on CUDA, host for small trees on the CPU, else naive.
+        backend: "auto" is triton on a GPU, host for small trees on the CPU, else naive.
 
     Returns:
         words `[B, N, ceil(N / 64)]` int64, bit i % 64 of word i // 64 of row j set when node i is visible to node j;
@@ -35,7 +36,7 @@ def ancestor_words(
     if backend == "auto":
         on_host = parents.device.type == "cpu" and not torch.compiler.is_compiling()
         backend = "host" if on_host and parents.numel() <= HOST_NODES else "naive"
-        if parents.device.type != "cpu":
+        if prefers_triton(parents.device):
             backend = "triton"
     if parents.numel() == 0:
         backend = "naive"
@@ -44,6 +45,7 @@ def ancestor_words(
     if backend == "host":
         return ancestor_words_host(parents, sizes)
     if backend == "triton":
+        require_triton()
         from specdec.kernels.ancestor_words.fused import ancestor_words_fused
 
         return ancestor_words_fused(parents if parents.stride(1) == 1 else parents.contiguous(), sizes)

@@ -24,7 +24,9 @@ def ancestor_words_kernel(
     current = tl.where(j < tl.minimum(tl.load(sizes + b), N), j, -1)  # [BLOCK_N] where each node stands
     depth = tl.full([BLOCK_N], -1, tl.int32)
     seen = tl.zeros([BLOCK_N, BLOCK_W], tl.int64)
-    while tl.max(current, 0) >= 0:
+    rounds = 0
+    while (tl.max(current, 0) >= 0) & (rounds < N):  # a parent that is no earlier node must not hang the device
+        rounds += 1
         climbing = current >= 0
         here = climbing[:, None] & ((current >> 6)[:, None] == w[None, :])
         bit = tl.full([BLOCK_N, BLOCK_W], 1, tl.int64) << (current & 63).to(tl.int64)[:, None]

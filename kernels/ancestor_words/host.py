@@ -11,12 +11,15 @@ def ancestor_words_host(parents: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]
     """See `specdec.kernels.ancestor_words.ancestor_words`."""
     batch, nodes = parents.shape
     node_words = -(-nodes // WORD_BITS)
-    words, depths = [], []
+    words: list[list[int]] = []
+    depths: list[list[int]] = []
     for row, size in zip(parents.tolist(), sizes.tolist(), strict=True):
         seen = [0] * nodes
         depth = [0] * nodes
         for j in range(size):
             parent = row[j]
+            if parent >= j:
+                raise ValueError(f"parents[{len(words)}, {j}] is {parent}; expected an earlier node, or -1 for a root")
             if parent >= 0:
                 seen[j] = seen[parent] | 1 << j
                 depth[j] = depth[parent] + 1

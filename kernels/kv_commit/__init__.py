@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from specdec.kernels.common.dispatch import prefers_triton, require_triton
 from specdec.kernels.kv_commit.naive import kv_commit_naive
 
 
@@ -26,7 +27,7 @@ def kv_commit(
         lengths: `[B]` int32, committed tokens.
         path: `[B, D]` int64, ascending node ids, -1 padded.
         num_accepted: `[B]` int32.
-        backend: "auto" is triton on CUDA, naive elsewhere.
+        backend: "auto" is triton on a GPU, naive elsewhere.
 
     Raises:
         ValueError: shapes do not fit, or the backend is unknown.
@@ -44,10 +45,11 @@ def kv_commit(
                 f"with strides {arena.stride()}"
             )
     if backend == "auto":
-        backend = "triton" if lengths.device.type != "cpu" else "naive"
+        backend = "triton" if prefers_triton(lengths.device) else "naive"
     if backend == "naive":
         kv_commit_naive(arenas, block_table, lengths, path, num_accepted)
     elif backend == "triton":
+        require_triton()
         from specdec.kernels.kv_commit.fused import kv_commit_fused
 
         kv_commit_fused(arenas, block_table, lengths, path, num_accepted)

@@ -26,7 +26,7 @@ def kv_commit_kernel(
     ROWS: tl.constexpr,
 ):
     layer = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     b = tl.program_id(2)
     first = tl.load(lengths + b)
     count = tl.load(num_accepted + b)

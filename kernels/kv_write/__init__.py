@@ -4,6 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from specdec.kernels.common.dispatch import prefers_triton, require_triton
 from specdec.kernels.kv_write.naive import kv_write_naive
 
 
@@ -28,7 +29,7 @@ def kv_write(
         block_table: `[B, P]` int32, pages of every sequence.
         sequences: `[R]` int32 or int64; -1 for a padding row, which is not written.
         slots: `[R]` int32 or int64.
-        backend: "auto" is triton on CUDA, naive elsewhere.
+        backend: "auto" is triton on a GPU, naive elsewhere.
 
     Raises:
         ValueError: shapes do not fit, or the backend is unknown.
@@ -50,10 +51,11 @@ def kv_write(
     if k_pool.shape[2] != v_pool.shape[2]:
         raise ValueError(f"v_pool must have k_pool's page size {k_pool.shape[2]}, got {v_pool.shape[2]}")
     if backend == "auto":
-        backend = "triton" if keys.device.type != "cpu" else "naive"
+        backend = "triton" if prefers_triton(keys.device) else "naive"
     if backend == "naive":
         kv_write_naive(keys, values, k_pool, v_pool, block_table, sequences, slots)
     elif backend == "triton":
+        require_triton()
         from specdec.kernels.kv_write.fused import kv_write_fused
 
         kv_write_fused(keys, values, k_pool, v_pool, block_table, sequences, slots)

@@ -48,7 +48,7 @@ def kv_write_kernel(
         return
     slot = tl.load(slots + row)
     page = tl.load(block_table + sequence * stride_table + slot // PAGE).to(tl.int64)
-    h = tl.arange(0, BLOCK_H)
+    h = tl.arange(0, BLOCK_H).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
     k_mask = (h < HEADS)[:, None] & (d < D)[None, :]

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from specdec.kernels.common.dispatch import prefers_triton, require_triton
 from specdec.kernels.ngram_match.naive import ngram_match_naive
 
 
@@ -27,7 +28,7 @@ def ngram_match(
         min_n: shortest match.
         max_n: longest match.
         matches: how many to find, K.
-        backend: "auto" is triton on CUDA, else naive.
+        backend: "auto" is triton on a GPU, else naive.
 
     Returns:
         starts `[B, K]` int32, the place right after each occurrence, always below the text's length, -1 where there is
@@ -45,10 +46,11 @@ def ngram_match(
     if not 1 <= min_n <= max_n or matches < 1:
         raise ValueError(f"expected 1 <= min_n <= max_n and matches >= 1, got {min_n}, {max_n} and {matches}")
     if backend == "auto":
-        backend = "triton" if texts.device.type != "cpu" else "naive"
+        backend = "triton" if prefers_triton(texts.device) else "naive"
     if backend == "naive" or texts.numel() == 0:
         return ngram_match_naive(texts, lengths, min_n, max_n, matches)
     if backend == "triton":
+        require_triton()
         from specdec.kernels.ngram_match.fused import ngram_match_fused
 
         return ngram_match_fused(texts, lengths, min_n, max_n, matches)

@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from specdec.kernels.common.checks import INTEGERS, check_sampling, check_tensor
+from specdec.kernels.common.dispatch import prefers_triton, require_triton
 from specdec.kernels.target_tokens.naive import target_tokens_naive
 
 
@@ -40,7 +41,7 @@ def target_tokens(
         top_k: `[B]` int32 or int64; 0 keeps all.
         top_p: `[B]` float32 in (0, 1]; 1 keeps all.
         min_p: `[B]` float32 in [0, 1); 0 keeps all.
-        backend: "auto" is triton on CUDA, naive elsewhere.
+        backend: "auto" is triton on a GPU, naive elsewhere.
 
     Returns:
         `[B, N]` int64; 0 for padding.
@@ -51,10 +52,11 @@ def target_tokens(
     check_sampling(logits, positions, sizes, seeds, temperature, top_k, top_p, min_p)
     check_tensor("depths", depths, logits.shape[:2], INTEGERS, logits.device)
     if backend == "auto":
-        backend = "triton" if logits.device.type != "cpu" else "naive"
+        backend = "triton" if prefers_triton(logits.device) else "naive"
     if backend == "naive" or logits.shape[0] == 0:
         return target_tokens_naive(logits, positions, depths, sizes, seeds, temperature, top_k, top_p, min_p)
     if backend == "triton":
+        require_triton()
         from specdec.kernels.target_tokens.fused import target_tokens_fused
 
         return target_tokens_fused(logits, positions, depths, sizes, seeds, temperature, top_k, top_p, min_p)

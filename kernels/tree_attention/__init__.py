@@ -14,13 +14,12 @@ whose bits are set in its ancestor words. Backends, chosen by `backend="auto"`:
 | flash_attn | CUDA | the flash-attn package, an extra: prompts and chains only |
 """
 
-import importlib.util
-from functools import cache
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from specdec.kernels.common.dispatch import has_triton, require_triton
 from specdec.kernels.tree_attention import flash_attn, flex, packed, sdpa, varlen
 from specdec.kernels.tree_attention.chains import fits
 from specdec.kernels.tree_attention.checks import check_shapes, check_values
@@ -104,6 +103,7 @@ def tree_attention(
             scale=scale, window=window, softcap=softcap, sinks=sinks,
         )  # fmt: skip
     if backend == "triton":
+        require_triton()
         from specdec.kernels.tree_attention.launch import tree_attention_fused
 
         return tree_attention_fused(
@@ -133,11 +133,6 @@ def choose_backend(
             return "varlen"
         if flash_attn.installed():
             return "flash_attn"
-    if plain and (words is None or max(q.shape[2], v_pool.shape[3]) > 256 or not _has_triton()):
+    if plain and (words is None or max(q.shape[2], v_pool.shape[3]) > 256 or not has_triton()):
         return "sdpa"
     return "triton"
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

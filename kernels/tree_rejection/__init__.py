@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.common.checks import FLOATS, INTEGERS, check_sampling, check_tensor
+from specdec.kernels.common.dispatch import prefers_triton, require_triton
 from specdec.kernels.tree_rejection.naive import tree_rejection_naive
 
 
@@ -45,7 +46,7 @@ def tree_rejection(
         positions: `[B]` int32 or int64, where each root stands in its text.
         seeds: `[2, B]` int32, from `specdec.noise.seed_words`.
         temperature, top_k, top_p, min_p: `[B]`, as in `target_tokens`.
-        backend: "auto" is triton on CUDA, naive elsewhere. Triton reads nothing to the host.
+        backend: "auto" is triton on a GPU, naive elsewhere. Triton reads nothing to the host.
 
     Returns:
         path `[B, N]` int64 node ids, the root first, -1 padded; num_accepted `[B]` int32, 0 for an empty tree;
@@ -61,11 +62,12 @@ def tree_rejection(
     if draft_probs.stride(2) != 1:
         raise ValueError(f"draft_probs must be contiguous in V, got strides {draft_probs.stride()}")
     if backend == "auto":
-        backend = "triton" if logits.device.type != "cpu" else "naive"
+        backend = "triton" if prefers_triton(logits.device) else "naive"
     trees = (tokens, parents, sizes, logits, draft_probs, positions, seeds)
     if backend == "naive" or logits.shape[0] == 0:
         return tree_rejection_naive(*trees, temperature, top_k, top_p, min_p)
     if backend == "triton":
+        require_triton()
         from specdec.kernels.tree_rejection.fused import tree_rejection_fused
 
         return tree_rejection_fused(*trees, temperature, top_k, top_p, min_p)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class _Stage:
     frontier: Tensor
 
 
-@lru_cache(maxsize=64)
+@cache  # a CUDA graph may hold what it gives
 def _fixed_shape(policy: TreePolicy, device: torch.device) -> tuple[list[_Stage], TokenTree, Tensor]:
     """The levels, a tree of that shape (its tokens mean nothing), and `expanded` `[1, N]`."""
     stages: list[_Stage] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -205,7 +205,7 @@ def _visible_bits(parents: Sequence[int]) -> tuple[list[int], list[int]]:
     return visible, depths
 
 
-@lru_cache(maxsize=256)
+@cache  # a CUDA graph may hold what it gives
 def _chain_shape(nodes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """parents `[1, N]`, depths `[1, N]`, words `[1, N, W]` of a path."""
     depths = torch.arange(nodes, dtype=torch.int32, device=device)[None]

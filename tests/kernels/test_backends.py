@@ -364,7 +364,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Choose:
     def chosen(*there: str, chain: bool = True, dtype: Any = torch.bfloat16, dim: int = 64, cap: float = 0.0) -> str:
         monkeypatch.setattr(varlen, "available", lambda device: "varlen" in there)
         monkeypatch.setattr(flash_attn, "installed", lambda: "flash_attn" in there)
-        monkeypatch.setattr(tree_attention_module, "_has_triton", lambda: True)
+        monkeypatch.setattr(tree_attention_module, "has_triton", lambda: True)
         q: Any = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(3, 4, dim))
         v: Any = SimpleNamespace(shape=(1, 2, 64, dim))
         words: Any = None if chain else torch.zeros(3, 1)
