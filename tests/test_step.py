@@ -26,7 +26,7 @@ from specdec.acceptance.relaxed import Relaxed
 from specdec.acceptance.traversal import Traversal
 from specdec.acceptance.typical import Typical
 from specdec.capture import CapturedStep, Graphs, rehearse
-from specdec.core import AcceptanceRule, Drafter, TargetOutput
+from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput
 from specdec.decode import decode
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.ngram import DeviceTexts, NGram
