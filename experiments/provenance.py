@@ -56,11 +56,12 @@ def write(file: Path, about: Mapping[str, Any]) -> None:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and whether files differ from it; None where specdec is not run from its own repository."""
+    """Commit and whether files differ from it, results apart; None where specdec is not run from its own repository."""
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != ROOT:
         return None
-    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))}
+    changed = _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
 
 
 def _git(*args: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,28 @@ class Quantiles(NamedTuple):
     p20: float
     p50: float
     p80: float
+
+
+class Prepared(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        turn: takes a sample.
+        captured: the host's time is not in it.
+        outputs: what the captured calls return; every sample writes them anew. Empty where nothing is captured.
+    """
+
+    turn: Turn
+    captured: bool
+    outputs: Sequence[Any]
+
+
+NOT_CAPTURED = "not captured in a graph: the host's time is in it"
+
+
+def prepare(calls: Sequence[Call], device: torch.device) -> Prepared:
+    """Warm up; on CUDA a graph of all calls, on the CPU the calls in rotation."""
+    return device_turn(calls) if device.type == "cuda" else Prepared(host_turn(calls), True, [])
 
 
 def quantiles(samples: Sequence[float]) -> Quantiles:
@@ -79,8 +101,8 @@ def host_turn(calls: Sequence[Call], floor: float = 2e-3, clock: Callable[[], fl
     return lambda: run(count)
 
 
-def device_turn(calls: Sequence[Call]) -> tuple[Turn, bool]:
-    """Samples on CUDA: all calls, one behind the other, in one graph; and whether they could be captured."""
+def device_turn(calls: Sequence[Call]) -> Prepared:
+    """Samples on CUDA: all calls, one behind the other, in one graph, as far as they can be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -90,15 +112,16 @@ def device_turn(calls: Sequence[Call]) -> tuple[Turn, bool]:
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
+    outputs: list[Any] = []
     try:
         with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-        replay: Call = graph.replay
+            outputs = [call() for call in calls]
+        replay: Callable[[], object] = graph.replay
         captured = True
     except RuntimeError:  # it waits for the host, say
         torch.cuda.synchronize()
         captured = False
+        outputs = []
 
         def replay() -> None:
             for call in calls:
@@ -114,4 +137,4 @@ def device_turn(calls: Sequence[Call]) -> tuple[Turn, bool]:
         end.synchronize()
         return begin.elapsed_time(end) / 1e3 / len(calls)
 
-    return turn, captured
+    return Prepared(turn, captured, outputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,20 +16,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from specdec.experiments.bench import measure, ops, step, tables
-from specdec.experiments.bench.grid import cells
+from specdec.experiments.bench.grid import Cell, cells, step_cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
+from specdec.experiments.bench.op_runs import OPS
 from specdec.experiments.bench.plot import roofline
+from specdec.experiments.bench.rates import Rates, measure_rates
 from specdec.experiments.bench.results import Results, load
 from specdec.experiments.bench.rivals import methods
 from specdec.experiments.bench.settings import Settings, read_settings
+from specdec.experiments.bench.stand_ins import random_model
 from specdec.loading import unknown
 
-USAGE = """specdec bench: the kernels against their rivals, on this machine
+USAGE = f"""specdec bench: the kernels against their rivals, on this machine
 
   specdec bench kernels [grid=cpu|small|full] [minutes=N] [output=FILE] [device=cpu|cuda] [again=true]
                                     tree attention: right first, then timed; goes on where a killed run stopped
-  specdec bench ops [the same]      the small operations of a step: ancestor words, acceptance, KV moves and writes
-  specdec bench step [the same]     whole steps of the loop on a random model, 8B on a GPU, against what they must read
+  specdec bench ops [the same]      the small operations of a step:
+{textwrap.indent(textwrap.fill(", ".join(OPS), 80), " " * 36)}
+  specdec bench step [the same]     steps of the loop on a random model, 8B on a GPU, against what they must read and
+                                    compute: chains, greedy, no draft cost
   specdec bench table FILE README   write a CPU's result into a README, between its markers [gpu=FILE]
 
 The decoding loop against transformers' own: python benchmarks/loop.py, in a checkout.
@@ -79,6 +85,14 @@ def run(settings: Settings, make_work: Callable[[Results], Work]) -> Results:
     return results
 
 
+def _rates(results: Results, device: torch.device) -> Rates | None:
+    """What the machine can do now, which at an earlier start may have been something else."""
+    rates = measure_rates(device)
+    if rates:
+        results.start(rates._asdict())
+    return rates
+
+
 def _refuse_wrong(results: Results) -> None:
     wrong = {key: entry["red"] for key, entry in results.cells.items() if entry["red"]}
     if wrong:
@@ -92,14 +106,11 @@ def _kernels(arguments: list[str]) -> None:
     pools = Pools(device)
 
     def make_work(results: Results) -> Work:
-        on_gpu = device.type == "cuda"
-        if on_gpu and "copy_bandwidth" not in results.machine:
-            results.machine["copy_bandwidth"] = measure.copy_rate(device)
-            results.machine["matmul_rate"] = measure.matmul_rate(device)
-        copy = results.machine.get("copy_bandwidth")
+        rates = _rates(results, device)
+        copy = rates.copy_bandwidth if rates else None
 
-        def entry(cell: Any) -> Entry:
-            if on_gpu:
+        def entry(cell: Cell) -> Entry:
+            if device.type == "cuda":
                 torch.cuda.empty_cache()
             measured = measure.measure(make_inputs(cell, pools), methods(cell, device.type), settings.seconds, copy)
             return {"cell": cell.about, **measured}
@@ -133,12 +144,10 @@ def _step(arguments: list[str]) -> None:
     device = torch.device(settings.device)
 
     def make_work(results: Results) -> Work:
-        if device.type == "cuda" and "copy_bandwidth" not in results.machine:
-            results.machine["copy_bandwidth"] = measure.copy_rate(device)
-        copy = results.machine.get("copy_bandwidth")
-        model = step.random_model(settings.device)
-        chosen = step.step_cells(settings.device)
-        return [(c.key, lambda c=c: step.measure_step(model, c, copy)) for c in chosen]  # type: ignore[misc]
+        rates = _rates(results, device)
+        model = random_model(settings.device)
+        chosen = step_cells(settings.device)
+        return [(c.key, lambda c=c: step.measure_step(model, c, rates)) for c in chosen]  # type: ignore[misc]
 
     results = run(settings, make_work)
     Console().print(tables.step_table(results.content))

@@ -21,6 +21,7 @@ class Cell:
         dtype: of the queries, by torch's name.
         kv_dtype: of the pools.
         chain: causal chains without words, which kernels without tree masks can do.
+        plan: the kernel's plan, which the layers of a step share, is made in every call; without rivals.
         flex: FlexAttention is among the rivals; each cell costs it a compilation with max-autotune.
     """
 
@@ -32,6 +33,7 @@ class Cell:
     dtype: str = "bfloat16"
     kv_dtype: str = "bfloat16"
     chain: bool = False
+    plan: bool = False
     flex: bool = False
 
     @property
@@ -54,6 +56,7 @@ class Cell:
         """Its name in a result."""
         shape = "chain" if self.chain else "tree"
         kinds = self.dtype if self.kv_dtype == self.dtype else f"{self.dtype} over {self.kv_dtype}"
+        kinds += ", with the plan" * self.plan
         return f"{shape} B={self.batch} N={self.nodes} L={self.context} {self.heads}/{self.kv_heads}/{self.dim} {kinds}"
 
     @property
@@ -66,6 +69,28 @@ class Cell:
     def slots(self) -> int:
         """Slots that are read, of all sequences."""
         return sum(self.contexts) + self.batch * self.nodes
+
+
+@dataclass(frozen=True)
+class StepCell:
+    """Slots, nodes of every tree, committed tokens of every slot."""
+
+    batch: int
+    nodes: int
+    context: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the result."""
+        return f"B={self.batch} N={self.nodes} L={self.context}"
+
+
+def step_cells(device: str) -> list[StepCell]:
+    """Batches of steps: one small one on a CPU, to be checked."""
+    if device == "cpu":
+        return [StepCell(2, 4, 100)]
+    contexts = ((1, 1024), (1, 16384), (8, 4096), (32, 1024), (32, 4096))
+    return [StepCell(batch, nodes, context) for batch, context in contexts for nodes in (1, 16)]
 
 
 def cells(grid: str) -> list[Cell]:
@@ -91,6 +116,7 @@ def cells(grid: str) -> list[Cell]:
     small += [Cell(contexts, 16, flex=contexts is RAGGED) for contexts in (EVEN, RAGGED)]
     small += [Cell((16384,) * 8, n, kv_dtype="float8_e4m3fn") for n in (1, 16)]
     small += [Cell((16384,) * b, 8, chain=True) for b in (1, 8)]
+    small.append(Cell((16384,) * 8, 16, plan=True))
     if grid == "small":
         return list(dict.fromkeys(small))
     contexts, batches, nodes = (1024, 4096, 16384, 65536), (1, 8, 32), (1, 8, 16, 32, 64, 128)

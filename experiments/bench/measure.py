@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 
 from specdec.experiments.bench import gate
-from specdec.experiments.bench.clock import Turn, by_turns, device_turn, host_turn, quantiles, ratios
+from specdec.experiments.bench.clock import NOT_CAPTURED, Prepared, Turn, by_turns, prepare, quantiles, ratios
 from specdec.experiments.bench.cost import cost
 from specdec.experiments.bench.inputs import Inputs
 from specdec.experiments.bench.rivals import Attend, Method
+from specdec.experiments.bench.sdpa import Sdpa
 
 Json = dict[str, Any]
 
@@ -28,38 +30,53 @@ def measure(inputs: Inputs, chosen: Sequence[Method], seconds: float, copy_bandw
         copy_bandwidth: bytes per second, None on the CPU, where only ratios are told.
 
     Returns:
-        gate per method, times or ratios, bytes; `red` names methods whose results were wrong; nothing is timed then.
+        gate per method, of an eager call and of the captured calls, which are what is timed; times or ratios, bytes;
+        which way SDPA went; `red` names methods whose results were wrong, and nothing is timed then.
     """
     wanted = gate.expected(inputs)
-    checks: Json = {}
-    turns: dict[str, Turn] = {}
+    checks: dict[str, Json] = {}
+    paths: dict[str, str] = {}
     notes: dict[str, str] = {}
     ready: dict[str, Attend] = {}
     for method in chosen:
         try:
             attend = method.make(inputs)
-            worst = gate.error(attend(*inputs.pools[0]), wanted)
+            checks[method.name] = _check(gate.error(attend(*inputs.pools[0]), wanted), wanted)
         except (RuntimeError, ValueError, ImportError, TypeError, AttributeError) as failure:
             notes[method.name] = " ".join(f"{type(failure).__name__}: {failure}".split())[:200]
             continue
-        checks[method.name] = {"error": worst, "allowed": wanted.allowed, "right": worst <= wanted.allowed}
         ready[method.name] = attend
+        if isinstance(attend, Sdpa):
+            paths[method.name] = attend.path(*inputs.pools[0])
+    turns: dict[str, Turn] = {}
+    for name, attend in ready.items():
+        if not all(check["right"] for check in checks.values()):
+            break
+        calls: list[Callable[[], object]] = [partial(attend, k, v) for k, v in inputs.pools]
+        prepared = prepare(calls, inputs.q.device)
+        turns[name] = prepared.turn
+        if not prepared.captured:
+            notes[name] = NOT_CAPTURED
+        if prepared.outputs:
+            checks[f"{name}, captured"] = _check(_replayed(prepared, wanted), wanted)
     entry: Json = {"gate": checks, "red": [name for name, check in checks.items() if not check["right"]]}
     if chosen[0].name not in ready:
         entry["red"].append(chosen[0].name)
     if not entry["red"]:
-        for name, attend in ready.items():
-            calls: list[Callable[[], object]] = [partial(attend, k, v) for k, v in inputs.pools]
-            if inputs.q.device.type == "cuda":
-                turns[name], captured = device_turn(calls)
-                if not captured:
-                    notes[name] = "not captured in a graph: the host's time is in it"
-            else:
-                turns[name] = host_turn(calls)
         entry |= _tell(by_turns(turns, seconds), chosen[0].name, inputs, copy_bandwidth)
-    if notes:
-        entry["notes"] = notes
-    return entry
+    return entry | ({"sdpa": paths} if paths else {}) | ({"notes": notes} if notes else {})
+
+
+def _check(worst: float, wanted: gate.Expected) -> Json:
+    return {"error": worst, "allowed": wanted.allowed, "right": worst <= wanted.allowed}
+
+
+def _replayed(prepared: Prepared, wanted: gate.Expected) -> float:
+    """The largest difference of what a replay writes, over all pools."""
+    for out in prepared.outputs:
+        out.fill_(math.nan)
+    prepared.turn()
+    return max(gate.error(out, wanted) for out in prepared.outputs)
 
 
 def _tell(samples: dict[str, list[float]], ours: str, inputs: Inputs, copy_bandwidth: float | None) -> Json:
@@ -78,17 +95,3 @@ def _tell(samples: dict[str, list[float]], ours: str, inputs: Inputs, copy_bandw
 
 def _rounded(values: Sequence[float], digits: int) -> list[float]:
     return [round(value, digits) for value in values]
-
-
-def copy_rate(device: torch.device, size: int = 1 << 30, repeats: int = 20) -> float:
-    """Bytes per second, read and written, of a large copy on CUDA: the best of a few."""
-    source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
-    turn, _ = device_turn([lambda: target.copy_(source)])
-    return 2 * size / min(turn() for _ in range(repeats))
-
-
-def matmul_rate(device: torch.device, size: int = 8192, repeats: int = 10) -> float:
-    """FLOP per second of a large bfloat16 product on CUDA: the flat part of the roof."""
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    turn, _ = device_turn([lambda: a @ b])
-    return 2 * size**3 / min(turn() for _ in range(repeats))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,16 @@ class Results:
 
     @property
     def machine(self) -> Json:
-        """Bandwidth and the like, measured in this run."""
+        """The device, and its rates as measured at the latest start; `earlier` has those of the starts before."""
         machine: Json = self.content["machine"]
         return machine
+
+    def start(self, rates: Mapping[str, float]) -> None:
+        """What has been measured at this start."""
+        machine = self.machine
+        if before := {name: machine[name] for name in rates if name in machine}:
+            machine["earlier"] = [*machine.get("earlier", []), before]
+        machine.update(rates)
 
     def add(self, key: str, entry: Json) -> None:
         """A cell has ended."""
@@ -75,7 +83,8 @@ def load(file: Path) -> Json:
 
 
 def _origin(about: Json) -> str:
-    """What must be the same for cells of one file: the commit, torch, and what it runs on."""
-    commit = (about["git"] or {}).get("commit") or "no commit"
+    """What must be the same for cells of one file: the commit, changes since, torch, and what it runs on."""
+    git = about["git"] or {}
+    commit = (git.get("commit") or "no commit")[:12] + " and changes" * bool(git.get("dirty"))
     on = ", ".join(about["gpu"]) or about["cpu"]["model"]
-    return f"commit {commit[:12]}, torch {about['versions']['torch']}, {on}"
+    return f"commit {commit}, torch {about['versions']['torch']}, {on}"

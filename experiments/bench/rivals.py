@@ -9,13 +9,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from specdec.experiments.bench.grid import Cell
 from specdec.experiments.bench.inputs import Inputs
+from specdec.experiments.bench.sdpa import batched, dense_mask, make_packed_sdpa, make_sdpa
 from specdec.kernels.tree_attention import flash_attn, flex, packed, tree_attention, varlen
 from specdec.kernels.tree_attention.chains import fits, make_chains
-from specdec.kernels.tree_attention.naive import visible_nodes
 
 NAIVE_SLOTS = 1024  # it exists to be read
 Attend = Callable[[Tensor, Tensor], Tensor]  # keys and values of one pool -> [R, Hq, D]
@@ -41,10 +40,16 @@ def _tree_attention(inputs: Inputs, backend: str) -> Attend:
         from specdec.kernels.tree_attention.launch import Workspace
 
         workspace = Workspace()
-    return lambda k, v: tree_attention(
-        i.q, k, v, i.block_table, i.row_starts, i.context_lens, i.tree_sizes, i.words,
-        backend=backend, workspace=workspace,  # type: ignore[arg-type]
-    )  # fmt: skip
+
+    def attend(k: Tensor, v: Tensor) -> Tensor:
+        if workspace and i.cell.plan:
+            workspace.begin()  # as before the first layer of a step
+        return tree_attention(
+            i.q, k, v, i.block_table, i.row_starts, i.context_lens, i.tree_sizes, i.words,
+            backend=backend, workspace=workspace,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    return attend
 
 
 def _with_plan(inputs: Inputs, attend: Callable[..., Tensor]) -> Attend:
@@ -57,40 +62,10 @@ def _with_chains(inputs: Inputs, attend: Callable[..., Tensor]) -> Attend:
     return _with_plan(inputs, partial(attend, chains=make_chains(plan)))
 
 
-def _batched(inputs: Inputs) -> Tensor:
-    """q `[R, Hq, D]` -> `[B, Hq, N, D]`."""
-    return inputs.q.view(inputs.cell.batch, inputs.cell.nodes, *inputs.q.shape[1:]).transpose(1, 2)
-
-
-def dense_mask(inputs: Inputs) -> Tensor:
-    """`[B, 1, N, S]` bool, S the longest sequence's slots."""
-    cell = inputs.cell
-    longest = max(cell.contexts) + cell.nodes
-    mask = torch.zeros(cell.batch, 1, cell.nodes, longest, dtype=torch.bool, device=inputs.q.device)
-    for b, context in enumerate(cell.contexts):
-        rows = slice(b * cell.nodes, (b + 1) * cell.nodes)
-        words = None if inputs.words is None else inputs.words[rows]
-        mask[b, :, :, :context] = True
-        mask[b, :, :, context : context + cell.nodes] = visible_nodes(words, cell.nodes, cell.nodes).to(mask.device)
-    return mask
-
-
-def _sdpa(inputs: Inputs) -> Attend:
-    q, mask = _batched(inputs), dense_mask(inputs)
-    longest, grouped = mask.shape[3], inputs.cell.heads != inputs.cell.kv_heads
-
-    def attend(k: Tensor, v: Tensor) -> Tensor:
-        keys, values = k[:, :, :longest], v[:, :, :longest]
-        done = scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=grouped)
-        return done.transpose(1, 2).flatten(0, 1)
-
-    return attend
-
-
 def _flex(inputs: Inputs) -> Attend:
     torch._dynamo.reset()  # it compiles one function for so many shapes only, and then no longer
     mask = flex.make_mask(inputs.plan())
-    q, scale, attention = _batched(inputs), inputs.cell.dim**-0.5, flex.compiled(inputs.q.device)
+    q, scale, attention = batched(inputs), inputs.cell.dim**-0.5, flex.compiled(inputs.q.device)
 
     def attend(k: Tensor, v: Tensor) -> Tensor:
         keys, values = k[:, :, : mask.slots], v[:, :, : mask.slots]
@@ -122,7 +97,7 @@ def _on(device: str, cell: Cell, actual: str) -> bool:
 
 
 def _plain(cell: Cell, device: str) -> bool:
-    return cell.kv_dtype == cell.dtype
+    return cell.kv_dtype == cell.dtype and not cell.plan
 
 
 def _chain(cell: Cell, device: str) -> bool:
@@ -138,7 +113,8 @@ def _varlen_reads_in_place() -> bool:
 METHODS: list[Method] = [
     Method("triton", partial(_on, "cuda"), lambda i: _tree_attention(i, "triton")),
     Method("packed", partial(_on, "cpu"), lambda i: _with_plan(i, packed.attend)),
-    Method("sdpa", _plain, _sdpa),
+    Method("sdpa", _plain, make_sdpa),
+    Method("sdpa_packed", _plain, make_packed_sdpa),
     Method("flex", lambda c, d: c.flex and _plain(c, d), _flex),
     Method(
         "naive", lambda c, d: _plain(c, d) and max(c.contexts) <= NAIVE_SLOTS and c.batch == 1,

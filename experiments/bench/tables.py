@@ -13,6 +13,8 @@ from specdec.experiments.bench.step import HOST, TIME
 from specdec.experiments.bench.targets import verdicts
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+RATIOS = "p50 of interleaved runs (p20 to p80); above 1 ours is faster; * the host's time is in it"
+PLAN = "the plan kernel, once a step and not once a layer, is in the time of rows 'with the plan' only"
 Json = dict[str, Any]
 
 
@@ -35,10 +37,25 @@ def header(result: Json) -> list[str]:
 
 def table(result: Json, title: str) -> Table:
     """For the terminal."""
-    made = Table(*header(result), title=title, caption="p50 of interleaved runs (p20 to p80); above 1 ours is faster")
+    made = Table(*header(result), title=title, caption="\n".join([RATIOS, *remarks(result)]))
     for row in rows(result):
         made.add_row(*row)
     return made
+
+
+def remarks(result: Json) -> list[str]:
+    """What must be known beside the numbers: the machine's rates, notes of methods, which way SDPA went."""
+    machine, cells = result["machine"], result["cells"]
+    found = []
+    if "read_bandwidth" in machine:
+        copy, read, rate = (machine[name] / 1e12 for name in ("copy_bandwidth", "read_bandwidth", "matmul_rate"))
+        found.append(f"a copy moves {copy:.2f} TB/s, a sum reads {read:.2f} TB/s, a product does {rate:.0f} TFLOP/s")
+    if machine["device"] == "cuda" and any(key.startswith(("tree B=", "chain B=")) for key in cells):
+        found.append(PLAN)
+    for what in ("notes", "sdpa"):
+        told = Counter((name, text) for entry in cells.values() for name, text in entry.get(what, {}).items())
+        found += [f"{name}: {text} ({count} of {len(cells)} cells)" for (name, text), count in told.items()]
+    return found
 
 
 def targets_table(result: Json | None) -> Table:
@@ -51,14 +68,19 @@ def targets_table(result: Json | None) -> Table:
 
 def step_table(result: Json) -> Table:
     """Steps of the loop against their floor, for the terminal; a CPU's are checked, not timed."""
-    made = Table("cell", "ms", "over floor", f"at most {TIME}", "host share", f"at most {HOST}", title="steps")
+    names = ("cell", "ms", "GPU's ms", f"over floor, at most {TIME}", "bound by", f"host share, at most {HOST}")
+    told = remarks(result) if result["machine"]["device"] == "cuda" else ["on a CPU steps are checked, not timed"]
+    made = Table(*names, title="steps of the loop: chains, greedy, no draft cost", caption="\n".join(told))
     for key, entry in result["cells"].items():
         if "floor" not in entry:
-            made.add_row(key, *["not timed on a CPU"] + [""] * 4)
+            made.add_row(key, f"wrong: {', '.join(entry['red'])}" if entry["red"] else "right")
             continue
         over, host = entry["over_floor"], entry["host_share"]
-        verdicts = ["reached" if value <= most else "missed" for value, most in ((over, TIME), (host, HOST))]
-        made.add_row(key, f"{entry['seconds'][1] * 1e3:.3f}", f"{over:.3f}", verdicts[0], f"{host:.3f}", verdicts[1])
+        judged = [
+            f"{value:.3f}, {'reached' if value <= most else 'missed'}" for value, most in ((over, TIME), (host, HOST))
+        ]
+        ms = [f"{seconds * 1e3:.3f}" for seconds in (entry["seconds"][1], entry["gpu_seconds"])]
+        made.add_row(key, *ms, judged[0], {"bytes": "copy", "flops": "product"}[entry["binds"]], judged[1])
     return made
 
 
@@ -115,7 +137,8 @@ def _ours(entry: Json) -> list[str]:
     if "seconds" not in entry:
         return ["wrong" if entry["red"] else "", ""]
     name = next(iter(entry["seconds"]))
-    return [f"{entry['seconds'][name][1] * 1e6:.1f}", f"{entry['share_of_copy'][name]:.0%}"]
+    share = entry.get("share_of_copy", {}).get(name)
+    return [f"{entry['seconds'][name][1] * 1e6:.1f}{_mark(entry, name)}", "" if share is None else f"{share:.0%}"]
 
 
 def _ratios(entry: Json, names: Sequence[str]) -> list[str]:
@@ -123,6 +146,13 @@ def _ratios(entry: Json, names: Sequence[str]) -> list[str]:
         return [f"wrong: {', '.join(entry['red'])}", *[""] * (len(names) - 1)]
     found = entry["times_as_fast"]
     return [
-        f"{found[name][1]:.2f} ({found[name][0]:.2f} to {found[name][2]:.2f})" if name in found else ""
+        f"{found[name][1]:.2f}{_mark(entry, name)} ({found[name][0]:.2f} to {found[name][2]:.2f})"
+        if name in found
+        else ""
         for name in names
     ]
+
+
+def _mark(entry: Json, name: str) -> str:
+    """Of what is timed, though a graph could not hold it."""
+    return "*" * (name in entry.get("notes", {}))

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.core import Verdict
-from specdec.experiments.bench import command, gate, measure, ops, rivals, step, tables
+from specdec.experiments import provenance
+from specdec.experiments.bench import command, gate, measure, rivals, tables
 from specdec.experiments.bench.clock import by_turns, host_turn, quantiles, ratios
 from specdec.experiments.bench.cost import cost
 from specdec.experiments.bench.grid import EVEN, RAGGED, Cell, cells
@@ -25,7 +25,6 @@ from specdec.experiments.bench.results import Results, load
 from specdec.experiments.bench.targets import OPEN, verdicts
 from specdec.experiments.cli import main
 from specdec.kernels.tree_attention import flash_attn, flex, tree_attention, varlen
-from specdec.tree.token_tree import TokenTree
 
 CPU = torch.device("cpu")
 TINY = Cell((5, 70, 5), 9, 4, 2, 16, "float32", "float32")
@@ -130,7 +129,7 @@ def test_every_method_on_a_cpu_is_right(chain: bool, dtype: str) -> None:
     inputs = inputs_of(cell)
     wanted = gate.expected(inputs)
     chosen = rivals.methods(cell, "cpu") + [m for m in rivals.METHODS if m.name == "naive"]
-    assert [method.name for method in chosen] == ["packed", "sdpa", "naive"]
+    assert [method.name for method in chosen] == ["packed", "sdpa", "sdpa_packed", "naive"]
     for method in chosen:
         assert gate.error(method.make(inputs)(*inputs.pools[0]), wanted) <= wanted.allowed, method.name
 
@@ -153,12 +152,14 @@ def test_who_is_asked_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def names(**settings: Any) -> list[str]:
         return [m.name for m in rivals.methods(Cell((4096,) * 8, 16, **settings), "cuda")]
 
-    assert names() == ["triton", "sdpa"]
-    assert names(flex=True) == ["triton", "sdpa", "flex"]
-    assert names(chain=True) == ["triton", "sdpa", "varlen", "flash_attn"]
+    both = ["sdpa", "sdpa_packed"]
+    assert names() == ["triton", *both]
+    assert names(flex=True) == ["triton", *both, "flex"]
+    assert names(chain=True) == ["triton", *both, "varlen", "flash_attn"]
+    assert names(plan=True, flex=True) == ["triton"]
     assert names(kv_dtype="float8_e4m3fn", flex=True) == ["triton"]
     monkeypatch.setattr(varlen, "parameters", lambda: {"window_size"})  # it would copy the keys
-    assert names(chain=True) == ["triton", "sdpa", "flash_attn"]
+    assert names(chain=True) == ["triton", *both, "flash_attn"]
 
 
 def planted(name: str, change: Callable[[Tensor], Tensor]) -> rivals.Method:
@@ -244,8 +245,8 @@ def test_a_tiny_run_from_the_command_to_the_readme(tiny_grid: list[Cell], tmp_pa
     assert "old" not in text
     rows = [line.split(" | ")[:4] for line in text.splitlines() if line.startswith("| 2/1/16")]
     assert rows == [
-        ["| 2/1/16", "float32", batch, "7"] for batch in ("1", "2", "1")
-    ]  # over sdpa twice, over naive once
+        ["| 2/1/16", "float32", batch, "7"] for batch in ("1", "2", "1", "2", "1")
+    ]  # over both forms of sdpa twice, over naive once
     assert text.count(f"| {OPEN} |") == len(verdicts(None))
     with pytest.raises(ValueError, match="a roofline needs times"):
         roofline(result, tmp_path / "roofline.png")
@@ -301,10 +302,28 @@ def test_cells_of_other_code_are_not_mixed(tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"other code or another machine: commit .*torch 1\.0.*again=true"):
         Results(file, {}, CPU)
+    content["provenance"] = json.loads(json.dumps(Results(tmp_path / "new.json", {}, CPU).content["provenance"]))
+    git = content["provenance"]["git"] = content["provenance"]["git"] or {"commit": None}
+    git["dirty"] = not git.get("dirty", False)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="and changes"):
+        Results(file, {}, CPU)
     assert not Results(file, {}, CPU, again=True).cells
     file.write_text("{")
     with pytest.raises(ValueError, match="is not a result of `specdec bench`"):
         Results(file, {}, CPU)
+
+
+def test_results_in_the_repository_are_no_changes_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run that writes there could not be gone on with."""
+    monkeypatch.setattr(provenance, "ROOT", tmp_path.resolve())
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    result = tmp_path / "benchmarks" / "results" / "gpu" / "kernels.json"
+    result.parent.mkdir(parents=True)
+    result.write_text("{}")
+    assert provenance.git_state() == {"commit": None, "dirty": False}
+    (tmp_path / "benchmarks" / "loop.py").touch()
+    assert provenance.git_state() == {"commit": None, "dirty": True}
 
 
 MISTAKES = {
@@ -363,8 +382,11 @@ def gpu_result() -> dict[str, Any]:
     one, many = Cell((16384,) * 8, 1), Cell((16384,) * 8, 16)
     return {
         "provenance": {"gpu": ["a GPU"]},
-        "machine": {"device": "cuda", "copy_bandwidth": 2.15e12, "matmul_rate": 4e14},
-        "cells": {one.key: entry(one, 200e-6, {}), many.key: entry(many, 300e-6, {"sdpa": 450e-6, "flex": 600e-6})},
+        "machine": {"device": "cuda", "copy_bandwidth": 2.15e12, "read_bandwidth": 2.5e12, "matmul_rate": 4e14},
+        "cells": {
+            one.key: entry(one, 200e-6, {}),
+            many.key: entry(many, 300e-6, {"sdpa": 900e-6, "sdpa_packed": 450e-6, "flex": 600e-6}),
+        },
     }
 
 
@@ -401,56 +423,9 @@ def test_a_readme_has_a_column_for_every_number_of_nodes() -> None:
 
 def test_a_gpus_table_and_roofline(tmp_path: Path) -> None:
     result = gpu_result()
-    assert tables.header(result) == ["cell", "us", "of copy", "over sdpa", "over flex"]
-    assert tables.rows(result)[1][1:] == ["300.0", "50%", "1.50 (1.50 to 1.50)", "2.00 (2.00 to 2.00)"]
+    assert tables.header(result) == ["cell", "us", "of copy", "over sdpa", "over sdpa_packed", "over flex"]
+    times = ["3.00 (3.00 to 3.00)", "1.50 (1.50 to 1.50)", "2.00 (2.00 to 2.00)"]
+    assert tables.rows(result)[1][1:] == ["300.0", "50%", *times]
     assert tables.table(result, "x").row_count == 2
-    assert roofline(result, tmp_path / "deep" / "roofline.svg") == 4
+    assert roofline(result, tmp_path / "deep" / "roofline.svg") == 5
     assert "TFLOP/s" in (tmp_path / "deep" / "roofline.svg").read_text()
-
-
-def test_small_operations_are_compared_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in ops.OPS:
-        entry = ops.measure_op(ops.OpCell(op, 2, 5), CPU, 0.01)
-        assert not entry["red"]
-        assert ("naive" in entry["times_as_fast"]) == (op in ("ancestor_words", "accept")), op
-
-    def wrong(batch: int, nodes: int, device: torch.device) -> ops.Run:
-        return lambda backend: [torch.tensor([backend == "host"])]
-
-    monkeypatch.setitem(ops.OPS, "accept", (("naive", "host"), wrong))
-    entry = ops.measure_op(ops.OpCell("accept", 2, 5), CPU, 0.01)
-    assert entry["red"] == ["host"]
-    assert "times_as_fast" not in entry
-
-
-def test_every_small_operation_makes_the_same_inputs_twice() -> None:
-    for _, make in ops.OPS.values():
-        for a, b in zip(make(2, 5, CPU)("naive"), make(2, 5, CPU)("naive"), strict=True):
-            assert torch.equal(a, b)
-
-
-def test_steps_commit_what_they_should_and_are_held_against_their_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, cell = step.random_model("cpu"), step.StepCell(2, 4, 30)
-    assert step.measure_step(model, cell, None) == {"cell": vars(cell), "red": []}
-    entry = step.measure_step(model, cell, 1e9)
-    weights = sum(p.numel() for p in model.parameters()) - 1000 * 64
-    kv = 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, size, bytes
-    assert entry["floor"] == pytest.approx((4 * weights + 2 * 30 * kv) / 1e9)
-    assert entry["over_floor"] == pytest.approx(entry["seconds"][1] / entry["floor"])
-    assert 0 <= entry["host_share"] < 1
-    shown = tables.step_table({"cells": {cell.key: {**entry, "over_floor": 1.1, "host_share": 0.2}}})
-    assert [next(iter(column.cells)) for column in shown.columns][2:] == ["1.100", "reached", "0.200", "missed"]
-    monkeypatch.setattr(step.Accepting, "__call__", lambda rule, tree, *_: only_roots(tree))
-    assert step.measure_step(model, cell, 1e9)["red"] == ["lengths"]
-
-
-def only_roots(tree: TokenTree) -> Verdict:
-    """Only roots."""
-    path = torch.full(tree.tokens.shape, -1).index_fill(1, torch.tensor([0]), 0)
-    return Verdict(path, tree.sizes.clamp(max=1), tree.tokens[:, 0])
-
-
-def test_the_part_for_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "step", f"output={tmp_path / 'step.json'}"]) == 0
-    assert "not timed" in capsys.readouterr().out
-    assert list(load(tmp_path / "step.json")["cells"]) == ["B=2 N=4 L=100"]
