@@ -37,7 +37,7 @@ part "kernels, compiled" tests_kernels.log tests -m "not slow" tests/kernels || 
 part "what needs a device" tests_gpu.log tests -m gpu tests
 if command -v compute-sanitizer >/dev/null; then
     # without torch's own pools, every tensor is an allocation whose ends are watched
-    part "memory of some kernels" memcheck.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    part "memory of some kernels" memcheck.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 300 \
         compute-sanitizer --tool memcheck --error-exitcode 9 python -m pytest -q -p no:cacheprovider \
         tests/kernels/test_tree_attention_triton.py tests/kernels/test_small_ops.py \
         -k "agrees_with_the_maths or page_sizes or kv_commit or kv_write"

@@ -40,7 +40,7 @@ def measure_step(model: LlamaForCausalLM, cell: StepCell, rates: Rates | None) -
         `red` names what is not as it should be: the committed lengths, the texts. With rates: `seconds` of a step of
         the loop on the host's clock (quantiles), `gpu_seconds` of a step alone between two events (p50), `floor` and
         which of `bytes` and `flops` makes it, `over_floor`, and `host_share` = 1 - gpu_seconds / seconds: the part of a
-        step's time in which the GPU waits for the host. A little below 0 is noise.
+        step's time in which the GPU waits for the host, or copies records to it. A little below 0 is noise.
     """
     accepted = min(ACCEPTED, cell.nodes)
     decoding = _begin(model, cell, accepted)
