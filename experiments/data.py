@@ -31,7 +31,7 @@ class Questions:
     Attributes:
         name: of the file, without its folder.
         sha256: of the whole file.
-        items: the questions chosen, in the file's order.
+        items: the questions chosen; categories take turns, so that a run that is cut short has seen all of them.
     """
 
     name: str
@@ -65,6 +65,8 @@ def load_questions(
         raise ValueError(f"data.path: no file {str(file)!r}; expected a question.jsonl in Spec-Bench's form")
     content = file.read_bytes()
     questions = _parse(content, file)
+    if isinstance(categories, str):
+        categories = [categories]
     if categories is not None:
         known = {q.category for q in questions}
         for category in categories:
@@ -76,7 +78,9 @@ def load_questions(
         questions = [q for q in questions if _count(seen, q.category) <= per_category]
     if not questions:
         raise ValueError(f"{file} holds no questions")
-    return Questions(file.name, hashlib.sha256(content).hexdigest(), tuple(questions[:limit]))
+    places: Counter[str] = Counter()
+    turns = sorted(questions, key=lambda q: _count(places, q.category))  # stable
+    return Questions(file.name, hashlib.sha256(content).hexdigest(), tuple(turns[:limit]))
 
 
 def _count(seen: Counter[str], category: str) -> int:

@@ -136,4 +136,5 @@ def _speedup(found: Mapping[str, Any] | None) -> str:
     if found["ratio"] is None:
         return "-"
     label = f" ({found['label']})" if found["label"] else ""
-    return f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}]{label}"
+    interval = "one prompt" if found["low"] is None else f"{found['low']:.2f}, {found['high']:.2f}"
+    return f"{found['ratio']:.2f} [{interval}]{label}"

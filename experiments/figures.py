@@ -26,7 +26,7 @@ def _speedups(summary: Mapping[str, Any]) -> Figure:
     shown = [e for e in summary["methods"] if e["speedup"] and e["speedup"]["ratio"] is not None]
     for place, entry in enumerate(shown):
         found = entry["speedup"]
-        spread = [[found["ratio"] - found["low"]], [found["high"] - found["ratio"]]]
+        spread = [[found["ratio"] - found["low"]], [found["high"] - found["ratio"]]] if found["low"] else None
         axes.errorbar([found["ratio"]], [place], xerr=spread, fmt="o", capsize=4)
     names = [e["name"] + (f" ({e['speedup']['label']})" if e["speedup"]["label"] else "") for e in shown]
     axes.set_yticks(range(len(shown)), names)

@@ -7,6 +7,7 @@ forward pass and back, so that the user's model stays as it was.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ def choose_backend(backend: str, device: torch.device) -> Backend:
         )
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; expected one of: {', '.join(BACKENDS)}")
+    if backend == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("attention backend 'triton' needs a GPU, this model is on the CPU; use 'auto' or 'packed'")
     if backend != "auto":
         return cast(Backend, backend)
     return "packed" if device.type == "cpu" else "auto"  # on CUDA the operation itself chooses: trees or prompts

@@ -374,7 +374,8 @@ def check_compiler(device: torch.device) -> None:
     """
     if device.type != "cpu":
         raise ValueError(
-            f"a Target is compiled for the CPU only, and this model is on {device}; a decoder with compile=True captures it"
+            f"a Target is compiled for the CPU only, and this model is on {device}; a decoder with compile=True "
+            "captures its steps"
         )
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler

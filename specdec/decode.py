@@ -119,9 +119,11 @@ class Decoding:
         for slot, (row, generation) in enumerate(zip(flight.read(), flight.generations, strict=False)):
             if generation is None or generation.finished:
                 continue
-            count, size, height, offered, damaged, *tokens = row
+            count, size, height, offered, damaged, astray, *tokens = row
             if not count:
                 raise ValueError("the drafter proposed a tree of size 0 for a running text; propose its root at least")
+            if astray:
+                raise ValueError("the drafter proposed a tree whose root is not `roots`, the last token of the text")
             if damaged:
                 raise ValueError(f"the target's {NAN_LOGITS}")
             emission = self._emit(slot, generation, tokens[:count])

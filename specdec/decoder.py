@@ -167,6 +167,8 @@ class SpeculativeDecoder:
         Raises:
             ValueError: as `generate`; before anything is served.
         """
+        if isinstance(requests, str):
+            raise ValueError("generate_many takes several requests, got one string; give [prompt], or use generate")
         if type(slots) is not int or slots < 1:
             raise ValueError(f"slots is {slots!r}; expected an integer of at least 1")
         several = [r if isinstance(r, TextRequest) else TextRequest(r) for r in requests]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -116,11 +117,18 @@ def make_drafter(drafter: object, tree: object = None, allow_targets: Collection
     Raises:
         ValueError: unknown, or it takes no tree.
     """
+    if isinstance(drafter, str | Path) and (Path(drafter) / "config.json").is_file():
+        drafter = loading.load_model(str(drafter))
     if isinstance(drafter, PreTrainedModel):
         drafter = {"_target_": "specdec.drafters.draft_model.DraftModel", "model": drafter}
     policy = None if tree is None else loading.build("tree", tree, allow_targets=allow_targets)
     settings = {} if policy is None else {"tree": policy}
-    made: Drafter = loading.build("drafter", drafter, allow_targets=allow_targets, **settings)
+    try:
+        made: Drafter = loading.build("drafter", drafter, allow_targets=allow_targets, **settings)
+    except ValueError as error:
+        if policy is not None and "'tree'" in str(error) and "unknown setting" in str(error):
+            raise ValueError(f"drafter {drafter!r} takes no tree; leave `tree` out") from error
+        raise
     for name in ("needs", "open", "start", "propose", "observe"):
         if not hasattr(made, name):
             raise ValueError(f"drafter {made!r} has no {name}; see specdec.core.Drafter for what a drafter needs")

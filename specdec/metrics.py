@@ -253,7 +253,7 @@ def speedup(
     seed: int = 0,
 ) -> Speedup:
     """Tokens per second of the method / tokens per second of the baseline, each the sum of new tokens / the sum of
-    seconds over the same prompts; with a 95 % bootstrap interval over prompts.
+    seconds over the same prompts; with a 95 % bootstrap interval over prompts (NaN for a single one).
 
     Args:
         method, baseline: per prompt (all its turns and repeats), new tokens and seconds, in the same order.
@@ -264,6 +264,8 @@ def speedup(
     pairs = np.array([(*m, *b) for m, b in zip(method, baseline, strict=True)], dtype=np.float64)  # [P, 4]
     if not len(pairs):
         return Speedup(*[float("nan")] * 3)
+    if len(pairs) == 1:  # nothing to resample
+        return Speedup(float(pairs[0, 0] / pairs[0, 1] / (pairs[0, 2] / pairs[0, 3])), float("nan"), float("nan"))
     drawn = np.random.default_rng(seed).integers(0, len(pairs), (samples, len(pairs)))  # [S, P]
     sums = np.concatenate([pairs.sum(0)[None], pairs[drawn].sum(1)])  # [1 + S, 4]
     with np.errstate(divide="ignore", invalid="ignore"):

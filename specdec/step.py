@@ -57,17 +57,27 @@ class Step:
         """The drafter's tree.
 
         Raises:
-            ValueError: it has more nodes than the drafter said.
+            ValueError: it is no tree for every slot, or has more nodes than the drafter said, or other tokens than the
+                target's (on a GPU, where that would take a look, tokens are not checked).
         """
         noise = self.sampling(slots).draft_noise(self.rule.shared_noise)
         tree = self.drafter.propose(self.state, self.roots, noise)
+        if not isinstance(tree, TokenTree) or tree.batch_size != self.capacity:
+            got = f"trees for {tree.batch_size} slots" if isinstance(tree, TokenTree) else f"{tree!r:.80}"
+            raise ValueError(f"the drafter proposed {got}; expected a TokenTree for {self.capacity} slots")
         if tree.max_nodes > self.max_nodes:
             raise ValueError(f"the drafter proposed {tree.max_nodes} nodes; its needs.max_nodes says {self.max_nodes}")
+        if tree.tokens.device.type == "cpu":
+            low, high = (int(x) for x in torch.aminmax(tree.tokens))
+            if low < 0 or high >= self.target.vocab_size:
+                wrong, most = low if low < 0 else high, self.target.vocab_size - 1
+                raise ValueError(f"the drafter proposed token {wrong}; the target's go from 0 to {most}")
         return tree
 
     def decide(self, tree: TokenTree, slots: Sequence[int], lap: Lap) -> tuple[Verdict, TargetOutput, Tensor]:
         """Verify, accept and commit; returns the record, too."""
         sampling = self.sampling(slots)
+        astray = (tree.tokens[:, 0] != self.roots) & (tree.sizes > 0)  # [B]
         output = self.target.verify(tree)
         lap("verify")
         verdict = self.rule(tree, output.logits, sampling)
@@ -77,7 +87,7 @@ class Step:
         self.sampler.commit(emitted)
         self.roots.copy_(torch.where(self.roots >= 0, verdict.next_token, -1))
         lap("commit")
-        return verdict, output, record(tree, verdict, emitted, output.logits)
+        return verdict, output, record(tree, verdict, emitted, output.logits, astray)
 
     @torch.inference_mode()
     def reset(self) -> None:
@@ -100,15 +110,15 @@ def unheard(phase: str) -> None:
     """A lap that nobody times."""
 
 
-def record(tree: TokenTree, verdict: Verdict, emitted: Tensor, logits: Tensor) -> Tensor:
-    """What the host wants to know of a step, `[B, 5 + D]` int64.
+def record(tree: TokenTree, verdict: Verdict, emitted: Tensor, logits: Tensor, astray: Tensor) -> Tensor:
+    """What the host wants to know of a step, `[B, 6 + D]` int64.
 
     Per slot: tokens emitted, tree size, tree height, whether the node at which the walk stopped had children, whether
-    its logits are NaN, and the tokens.
+    its logits are NaN, whether the tree begins with another token than the text's last, and the tokens.
     """
     last = verdict.path.gather(1, (verdict.num_accepted.long() - 1).clamp_min(0)[:, None]).clamp_min(0)  # [B, 1]
     offered = (tree.parents == last).any(-1)
     height = tree.depths.amax(-1)
     damaged = logits[torch.arange(len(last), device=last.device), last[:, 0]].isnan().any(-1)
-    columns = [verdict.num_accepted, tree.sizes, height, offered, damaged]
+    columns = [verdict.num_accepted, tree.sizes, height, offered, damaged, astray]
     return torch.cat([torch.stack([c.long() for c in columns], 1), emitted], 1)

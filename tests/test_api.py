@@ -518,6 +518,8 @@ def test_many_with_stops_and_processors_of_their_own(decoder: SpeculativeDecoder
 
 def test_many_of_nothing(decoder: SpeculativeDecoder) -> None:
     assert list(decoder.generate_many([])) == []
+    with pytest.raises(ValueError, match="got one string"):
+        decoder.generate_many("class A:")
 
 
 def test_results_come_as_they_finish(decoder: SpeculativeDecoder) -> None:

@@ -375,3 +375,37 @@ class _Proposes:
 def test_trees_that_break_the_contract(tree: TokenTree, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         specdec.generate(make_model("llama"), torch.tensor([[1, 2]]), drafter=_Proposes(tree, 2), max_new_tokens=4)
+
+
+class Proposing(NoDrafter):
+    """Proposes what it was given."""
+
+    needs = DraftNeeds(max_nodes=2)
+
+    def __init__(self, proposal: object):
+        self.proposal = proposal
+
+    def propose(self, state: None, roots: Tensor, noise: DraftNoise) -> TokenTree:
+        return self.proposal(roots) if callable(self.proposal) else self.proposal  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("proposal", "message"),
+    [
+        (None, "the drafter proposed None; expected a TokenTree for 1 slots"),
+        (TokenTree.from_paths([5, 5], [[], []]), "proposed trees for 2 slots; expected a TokenTree for 1 slots"),
+        (
+            lambda roots: TokenTree.from_paths(roots.tolist(), [[[1, 2]]]),
+            "3 nodes; its needs.max_nodes says 2",
+        ),
+        (
+            lambda roots: TokenTree.from_paths(roots.tolist(), [[[99999]]]),
+            "token 99999; the target's go from 0",
+        ),
+        (lambda roots: TokenTree.from_paths([(int(roots) + 1) % VOCAB], [[]]), "whose root is not `roots`"),
+        (lambda roots: TokenTree.from_paths([-1], [[]]), "a tree of size 0 for a running text"),
+    ],
+)
+def test_a_drafter_that_is_wrong_is_told(target: Target, proposal: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(target, Proposing(proposal), [REQUESTS[0]])

@@ -149,3 +149,10 @@ def test_every_metric_has_a_definition():
     found = metrics.definitions()
     assert set(named.split()) <= set(found)
     assert all(len(text) > 20 and "\n" not in text for text in found.values())
+
+
+def test_one_prompt_has_a_ratio_and_no_interval() -> None:
+    found = metrics.speedup([(10, 1.0)], [(10, 2.0)])
+    assert found.ratio == 2.0
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)

@@ -62,7 +62,9 @@ def _winner(entry: Entry) -> str:
     name, speed, plain = entry["name"], text.times(found["ratio"]), _baseline(entry)
     if found["ratio"] < 1:
         start = f"No method is faster than {plain} here: {name}, the best, reaches {speed} its speed"
-    elif low is not None and low <= 1:
+    elif low is None:
+        start = f"{name} decodes {speed} as fast as {plain} on a single prompt, which may be chance"
+    elif low <= 1:
         start = f"{name} is the fastest at {speed} the speed of {plain}, which may be chance"
     else:
         start = f"{name} decodes {speed} as fast as {plain}"

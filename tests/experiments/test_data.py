@@ -27,8 +27,15 @@ def test_selections(tmp_path):
     assert [q.question_id for q in load_questions(file, limit=2).items] == [0, 1]
     assert [q.question_id for q in load_questions(file, per_category=2).items] == [0, 1, 2, 3]
     assert [q.question_id for q in load_questions(file, categories=["b"], per_category=1).items] == [1]
+    assert [q.question_id for q in load_questions(file, categories="b").items] == [1, 3, 5]
     assert load_questions(file).items[2].turns == ("t2", "more")
     assert len(load_questions(file).sha256) == 64
+
+
+def test_categories_take_turns(tmp_path):
+    """A run that is cut short has seen all of them."""
+    rows = [{"question_id": i, "category": "aaabbc"[i], "turns": ["t"]} for i in range(6)]
+    assert [q.question_id for q in load_questions(write(tmp_path, *rows)).items] == [0, 3, 5, 1, 4, 2]
 
 
 @pytest.mark.parametrize(
