@@ -146,7 +146,7 @@ def test_no_compiler_is_said_before_anything_runs() -> None:
 
 
 def test_other_devices_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"models on the CPU.*cuda"):
+    with pytest.raises(ValueError, match=r"compiled for the CPU only.*cuda"):
         compiled.check_compiler(torch.device("cuda"))
 
 
