@@ -50,8 +50,13 @@ class Visibility:
 
     @cached_property
     def plan(self) -> Plan:
-        """What the packed path reads to the host, once per pass."""
+        """What backends read to the host, once per pass."""
         return make_plan(self.block_table, self.row_starts, self.context_lens, self.tree_sizes, self.words)
+
+    @property
+    def reads_lengths(self) -> bool:
+        """Whether the backend reads lengths to the host: all but Triton do, and `auto` is that for trees."""
+        return self.backend != "triton" and (self.words is None or self.backend != "auto")
 
     @cached_property
     def workspace(self) -> Workspace | None:
@@ -128,6 +133,7 @@ def tree_attention_forward(
             sinks=s_aux,
             backend=rows.backend,
             workspace=rows.workspace,
+            plan=rows.plan if rows.reads_lengths else None,
         )
     return output[None], None
 

@@ -32,7 +32,8 @@ class TreeCache:
     """KV arena for `capacity` slots of `room` places each (committed tokens and scratch together).
 
     Attributes:
-        lengths: `[B]` int32, committed tokens of every slot. Only `commit`, `append` and `release` change them.
+        lengths: `[B]` int32, committed tokens of every slot. `commit`, `append` and `release` change them, and Target
+            when it opens and prefills.
         keys, values: per layer `[B, heads, room, head size]`, zero at first (kernels read whole tiles).
     """
 

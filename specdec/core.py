@@ -26,7 +26,7 @@ class Verdict:
 
     Attributes:
         path: `[B, D]` int64, node ids from the root down, -1 padded. The root is always on it.
-        num_accepted: `[B]` int64, length of the path, the root included; 0 for an empty slot. It is also the number of
+        num_accepted: `[B]` int32, length of the path, the root included; 0 for an empty slot. It is also the number of
             tokens the step emits: the path's tokens below the root, and `next_token`.
         next_token: `[B]` int64, the target's own token after the path: the root of the next tree.
     """

@@ -14,7 +14,7 @@ from specdec.experiments.bench.grid import Cell
 from specdec.experiments.bench.inputs import Inputs
 from specdec.experiments.bench.sdpa import batched, dense_mask, make_packed_sdpa, make_sdpa
 from specdec.kernels.tree_attention import flash_attn, flex, packed, tree_attention, varlen
-from specdec.kernels.tree_attention.chains import fits, make_chains
+from specdec.kernels.tree_attention.chains import fits
 
 NAIVE_SLOTS = 1024  # it exists to be read
 Attend = Callable[[Tensor, Tensor], Tensor]  # keys and values of one pool -> [R, Hq, D]
@@ -55,11 +55,6 @@ def _tree_attention(inputs: Inputs, backend: str) -> Attend:
 def _with_plan(inputs: Inputs, attend: Callable[..., Tensor]) -> Attend:
     plan, scale = inputs.plan(), inputs.cell.dim**-0.5
     return lambda k, v: attend(inputs.q, k, v, plan, scale=scale)
-
-
-def _with_chains(inputs: Inputs, attend: Callable[..., Tensor]) -> Attend:
-    plan = inputs.plan()
-    return _with_plan(inputs, partial(attend, chains=make_chains(plan)))
 
 
 def _flex(inputs: Inputs) -> Attend:
@@ -122,11 +117,11 @@ METHODS: list[Method] = [
     ),
     Method(
         "varlen", lambda c, d: _chain(c, d) and _varlen_reads_in_place(),
-        lambda i: _with_chains(i, varlen.attend),
+        lambda i: _with_plan(i, varlen.attend),
     ),
     Method(
         "flash_attn", lambda c, d: _chain(c, d) and flash_attn.installed(),
-        lambda i: _with_chains(i, flash_attn.attend),
+        lambda i: _with_plan(i, flash_attn.attend),
     ),
     Method(
         "flashinfer", lambda c, d: d == "cuda" and _plain(c, d) and importlib.util.find_spec("flashinfer") is not None,

@@ -51,6 +51,7 @@ def tree_attention(
     fixed_chunks: bool = False,
     backend: Backend = "auto",
     workspace: "Workspace | None" = None,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Attend from tree nodes to their context and ancestors.
 
@@ -76,16 +77,18 @@ def tree_attention(
             first of varlen, flash_attn and sdpa that is there and applies.
         workspace: buffers of the triton backend, shared by the layers of a step, and held by a CUDA graph; None
             makes new ones for this call.
+        plan: `make_plan` of these arguments, for the backends that read lengths to the host, shared by the layers of a
+            step; None makes one for this call.
 
     Returns:
         `[R, Hq, Dv]` in q's dtype.
 
     Raises:
-        ValueError: shapes, dtypes, devices or (on the CPU) lengths, table entries or words do not fit, or the backend
-            cannot do what is asked for.
+        ValueError: shapes, dtypes, devices, lengths, table entries or words do not fit (on a GPU values are looked at
+            when shapes are new), or the backend cannot do what is asked for.
     """
     check_shapes(q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words, window, softcap, sinks)
-    if q.device.type == "cpu":
+    if _checks_values(q, k_pool, block_table, words):
         check_values(
             q.shape[0], k_pool.shape[0], k_pool.shape[2], block_table, row_starts, context_lens, tree_sizes, words
         )
@@ -110,7 +113,7 @@ def tree_attention(
             q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words, scale=scale, window=window,
             softcap=softcap, sinks=sinks, fixed_chunks=fixed_chunks, workspace=workspace,
         )  # fmt: skip
-    plan = make_plan(block_table, row_starts, context_lens, tree_sizes, words, rows=q.shape[0])
+    plan = plan or make_plan(block_table, row_starts, context_lens, tree_sizes, words, rows=q.shape[0])
     if backend == "packed":
         return packed.attend(
             q, k_pool, v_pool, plan, scale=scale, window=window, softcap=softcap, sinks=sinks, fixed_chunks=fixed_chunks
@@ -119,6 +122,20 @@ def tree_attention(
         backend
     ]
     return attend(q, k_pool, v_pool, plan, scale=scale, window=window, softcap=softcap, sinks=sinks)
+
+
+_met: set[tuple[object, ...]] = set()
+
+
+def _checks_values(q: Tensor, k_pool: Tensor, block_table: Tensor, words: Tensor | None) -> bool:
+    """On a GPU values are looked at once for every set of shapes, and never while a graph is captured."""
+    if q.device.type != "cuda":
+        return q.device.type == "cpu"
+    key = (q.device, q.shape, k_pool.shape, block_table.shape, None if words is None else words.shape)
+    if key in _met or torch.cuda.is_current_stream_capturing():
+        return False
+    _met.add(key)
+    return True
 
 
 def choose_backend(

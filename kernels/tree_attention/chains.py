@@ -25,6 +25,14 @@ class Chains(NamedTuple):
     longest_slots: int
 
 
+def chains_of(plan: Plan) -> Chains:
+    """`make_chains`, once for all layers."""
+    if not plan._chains:
+        plan._chains.append(make_chains(plan))
+    chains: Chains = plan._chains[0]
+    return chains
+
+
 def make_chains(plan: Plan) -> Chains:
     """The chains of a step. Padding behind a chain, which sees the context alone, becomes chains of one row."""
     spans: list[Span] = []

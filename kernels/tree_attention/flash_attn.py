@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from specdec.kernels.tree_attention.chains import Chains, check_chains, in_place, make_chains, pack, window_sides
+from specdec.kernels.tree_attention.chains import chains_of, check_chains, in_place, pack, window_sides
 from specdec.kernels.tree_attention.plan import Plan
 
 INSTALL = 'pip install --no-build-isolation "specdec[flash-attn]" (it builds against the torch that is installed)'
@@ -28,18 +28,15 @@ def attend(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
-    chains: Chains | None = None,
 ) -> Tensor:
     """As `packed.attend`, for plans without words, and without sinks.
-
-    `chains` is made of the plan when not given; layers of a step may share it.
 
     Raises:
         ValueError: it cannot do what is asked for, or the package is absent.
     """
     check_chains("flash_attn", q, v_pool, plan.words, sinks)
     package = _package()
-    chains = chains or make_chains(plan)
+    chains = chains_of(plan)
     out = torch.zeros_like(q)
     if not chains.spans:
         return out

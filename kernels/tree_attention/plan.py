@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Plan:
     _bits: list[Tensor] = field(default_factory=list, repr=False)  # [R, largest size] bool, once it is needed
     _biases: dict[tuple[object, ...], tuple[int, Tensor | None]] = field(default_factory=dict, repr=False)
     _indices: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, repr=False)
+    _chains: list[Any] = field(default_factory=list, repr=False)  # see chains.py
 
     def nodes(self, span: Span) -> Tensor:
         """`[rows, size]` bool: the nodes each row of the span sees."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.kernels.tree_attention.chains import Chains, check_chains, in_place, make_chains, pack, window_sides
+from specdec.kernels.tree_attention.chains import chains_of, check_chains, in_place, pack, window_sides
 from specdec.kernels.tree_attention.plan import Plan
 
 NEEDED = {"window_size", "scale"}
@@ -28,11 +28,8 @@ def attend(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
-    chains: Chains | None = None,
 ) -> Tensor:
     """As `packed.attend`, for plans without words, and without soft-capping and sinks.
-
-    `chains` is made of the plan when not given; layers of a step may share it.
 
     Raises:
         ValueError: it cannot do what is asked for, or this torch has no such operator.
@@ -47,7 +44,7 @@ def attend(
             f"{torch.__version__} has {'none' if not known else 'an older one'}; use 'sdpa'"
         )
     out = torch.zeros_like(q)
-    chains = chains or make_chains(plan)
+    chains = chains_of(plan)
     if not chains.spans:
         return out
     from torch.nn.attention.varlen import varlen_attn
