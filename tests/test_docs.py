@@ -1,6 +1,7 @@
 """What the documentation shows is what works."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,17 @@ def test_the_example_drafter_is_lossless_and_drafts(batch: int) -> None:
     drafted = specdec.generate(model, prompts, drafter=module.Bigram(), max_new_tokens=60)
     assert torch.equal(plain.sequences, drafted.sequences)
     assert drafted.stats.mean_accepted_length_pooled > 1.1
+
+
+def test_the_table_of_drafters_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "cpu" / "drafters.json").read_text(encoding="utf-8"))
+    methods = {method["name"]: method for method in measured["methods"]}
+    assert all(method["lossless"].startswith(("baseline", "yes")) for method in methods.values())
+    page = (ROOT / "docs" / "drafters.md").read_text(encoding="utf-8")
+    for name in {method.removesuffix("_t1") for method in methods} - {"none_t0", "none"}:
+        cells = []
+        for method in (methods[name], methods[f"{name}_t1"]):
+            found = method["speedup"]
+            interval = f"[{found['low']:.2f}, {found['high']:.2f}]"
+            cells += [f"{method['mean_accepted_length_pooled']:.2f}", f"{found['ratio']:.2f}x {interval}"]
+        assert f"| `{name}` | {' | '.join(cells)} |" in page
