@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+MOST_EVENTS = 4096  # of a PhaseClock, before it waits for them
 PHASES = ("prefill", "draft", "verify", "accept", "commit", "host")
 
 
@@ -316,6 +317,8 @@ class PhaseClock:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self._events.append((phase, event))
+            if len(self._events) > MOST_EVENTS:
+                self.finish()
             return
         now = time.perf_counter()
         self._stats.phases[phase] += now - self._last
@@ -335,7 +338,7 @@ class PhaseClock:
         for (_, before), (phase, event) in zip(self._events, self._events[1:], strict=False):
             if phase:  # else skipped
                 self._stats.phases[phase] += before.elapsed_time(event) / 1000
-        self._events.clear()
+        del self._events[:-1]  # where the next phase begins
 
 
 def _ratio(numerator: float, denominator: float) -> float:

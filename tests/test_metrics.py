@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from specdec import metrics
 from specdec.metrics import DecodingStats, RequestStats, TargetCost
@@ -156,3 +157,32 @@ def test_one_prompt_has_a_ratio_and_no_interval() -> None:
     assert found.ratio == 2.0
     assert math.isnan(found.low)
     assert math.isnan(found.high)
+
+
+def test_phases_on_a_gpu_are_settled_as_they_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = now[0]
+
+        def elapsed_time(self, later: Event) -> float:
+            return 1000 * (later.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(metrics, "MOST_EVENTS", 5)
+    stats = DecodingStats()
+    clock = metrics.PhaseClock(stats, torch.device("cuda"))
+    for _ in range(20):
+        for phase, seconds in (("draft", 1.0), ("verify", 5.0), ("", 100.0)):
+            now[0] += seconds
+            clock.lap(phase) if phase else clock.skip()
+        assert len(clock._events) <= 5
+    clock.finish()
+    assert stats.phases["draft"] == pytest.approx(20)
+    assert stats.phases["verify"] == pytest.approx(100)
+    assert stats.phases["host"] == 0
