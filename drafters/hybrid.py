@@ -6,6 +6,7 @@ Hu et al., SAM-Decoding, arXiv 2411.10666, switch to another drafter where no lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from specdec.core import Drafter, DraftNeeds, TargetOutput, Verdict
 from specdec.sampling import DraftNoise
+from specdec.target import Target, attach
 from specdec.tree.token_tree import TokenTree
 from specdec.tree.union import choose, path_keys, token_keys, union
 
@@ -79,6 +81,12 @@ class Hybrid:
         self.needs = DraftNeeds(
             min(most, max_nodes or most), tuple(layers), on_device=all(part.needs.on_device for part in drafters)
         )
+
+    def attach(self, target: Target) -> Hybrid:
+        """See Drafter."""
+        made = copy(self)
+        made.drafters = [attach(part, target) for part in self.drafters]
+        return made
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> State:
         """The parts' buffers."""

@@ -85,6 +85,8 @@ class Drafter(Protocol):
         tokenizer: `loading.fingerprint` of the one it was made with, which must be the target's.
         synthetic: it knows the text beforehand, to study costs; results say so beside its name.
         reads_own_tree: `observe` wants the tree that this drafter proposed, and no other one with the same root.
+        attach(target): gives this drafter as it works with that Target, whose embedding, head or layers it uses; raises
+            a ValueError where it does not fit. Called once, when the two are put together, before `open`.
     """
 
     needs: DraftNeeds
@@ -104,6 +106,34 @@ class Drafter(Protocol):
 
     def observe(self, state: Any, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
         """What became of the last proposal. Not called before `propose`."""
+
+
+class TrainableHead(Protocol):
+    """A drafter's weights as `specdec train` sees them: an nn.Module that says what follows.
+
+    Attributes:
+        depth: tokens it predicts ahead of a root, K.
+        hidden_layers: layers of the target that it reads, as in DraftNeeds.
+    """
+
+    depth: int
+    hidden_layers: tuple[int, ...]
+
+    def bind(self, embedding: Tensor, lm_head: Tensor) -> None:
+        """The target's own, `[V, H]` each: used, but neither trained nor saved."""
+
+    def predict(self, tokens: Tensor, hidden: Mapping[int, Tensor], anchors: Tensor) -> Tensor:
+        """What it would draft at some places of known texts.
+
+        Args:
+            tokens: `[B, L]` int64.
+            hidden: the target's, `[B, L, H]` for every layer asked for.
+            anchors: `[B, A]` int64, places r of roots, 1 <= r and r + K < L.
+
+        Returns:
+            Logits `[B, A, K, V]`, -inf for tokens it never drafts. Entry k is for the token at r + 1 + k, made from
+            tokens up to r + k (those drafted before it, had they been right) and hidden states up to r - 1.
+        """
 
 
 class AcceptanceRule(Protocol):

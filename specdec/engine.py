@@ -17,7 +17,7 @@ from specdec.metrics import DecodingStats
 from specdec.request import Generation, Request
 from specdec.sampling import SamplingParams
 from specdec.step import Step
-from specdec.target import Target
+from specdec.target import Target, attach
 
 VOCABULARY_SLACK = 1024  # models of one family pad their embeddings differently
 
@@ -37,11 +37,12 @@ class Engine:
         allow_targets: Collection[str] = (),
     ):
         self.rule = make_rule(acceptance, allow_targets)
-        self.drafter = make_drafter(drafter, tree, allow_targets)
-        check_fit(self.drafter, model)
+        made = make_drafter(drafter, tree, allow_targets)
+        check_fit(made, model)
         self._captures = compile and model.device.type == "cuda"
-        layers = self.drafter.needs.hidden_layers
+        layers = made.needs.hidden_layers
         self.target = Target(model, backend=backend, hidden_layers=layers, compile=compile and not self._captures)
+        self.drafter = attach(made, self.target)
         self._latest: object = None
         self._captured: CapturedStep | None = None  # serves later runs too, as long as its buffers are large enough
 

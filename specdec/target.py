@@ -7,7 +7,6 @@ Prefill rows are chains, verify rows are tree nodes; the model cannot tell.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,10 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec import inspection
-from specdec.attention import Visibility, attention_configs, choose_backend, evaluating, plugged_in
-from specdec.cache import MAX_SPANS, CacheView, Places, TreeCache
+from specdec.attention import attention_configs, choose_backend, evaluating, plugged_in
+from specdec.cache import CacheView, TreeCache
 from specdec.compiled import CompiledForward, buckets, warm
-from specdec.core import TargetOutput, Verdict
+from specdec.core import Drafter, TargetOutput, Verdict
+from specdec.packing import Rows, pack_chains, pack_nodes
 from specdec.tree.token_tree import TokenTree
 
 PREFILL_ROWS = 2048  # rows of one prefill forward: bounds the memory a long prompt takes
@@ -111,10 +111,7 @@ class Target:
         for low, high in _chunks(prompts):
             live = sorted((i for i, p in enumerate(prompts) if len(p) > low), key=lambda i: slots[i])
             pieces = [list(prompts[i][low:high]) for i in live]
-            counts = [0] * self.cache.capacity
-            for i, piece in zip(live, pieces, strict=True):
-                counts[slots[i]] = len(piece)
-            output = self._chains([slots[i] for i in live], pieces, counts)
+            output = self._chains([slots[i] for i in live], pieces)
             first = 0
             for row, (i, piece) in enumerate(zip(live, pieces, strict=True)):
                 logits[i] = output.logits[0, row]
@@ -127,22 +124,14 @@ class Target:
         }
         return TargetOutput(torch.stack([x for x in logits if x is not None])[:, None], padded)
 
-    def _chains(self, slots: list[int], tokens: list[list[int]], counts: list[int]) -> TargetOutput:
+    def _chains(self, slots: list[int], tokens: list[list[int]]) -> TargetOutput:
         """Append `tokens` to the committed text of `slots`; logits `[1, b, V]` of last rows only."""
-        device = self.device
-        rows = [t for piece in tokens for t in piece]
-        slot_of_row = torch.tensor(slots, device=device).repeat_interleave(
-            torch.tensor([len(piece) for piece in tokens], device=device)
-        )  # [R]
-        offsets = torch.cat([torch.arange(len(piece), device=device) for piece in tokens])  # [R]
-        positions = self.lengths[slot_of_row] + offsets
-        sizes = torch.tensor(counts, dtype=torch.int32, device=device)  # [B]
-        visible = self._visibility(sizes.cumsum(0, dtype=torch.int32), sizes, None)
-        ends = torch.tensor([len(piece) for piece in tokens], device=device).cumsum(0) - 1  # [b]
-        output = self._forward(
-            torch.tensor(rows, device=device), positions, Places(slot_of_row, positions), visible, keep=ends
-        )
-        self.cache.lengths += sizes
+        counts = [len(piece) for piece in tokens]
+        rows = pack_chains(self.cache, slots, counts, self.backend)
+        on_device = torch.tensor(counts, device=self.device)  # [b]
+        packed = torch.tensor([t for piece in tokens for t in piece], device=self.device)  # [R]
+        output = self._forward(packed, rows, keep=on_device.cumsum(0) - 1)
+        self.cache.append(torch.tensor(slots, device=self.device), on_device)
         return output
 
     @torch.inference_mode()
@@ -166,32 +155,12 @@ class Target:
         """
         if self._compiled:
             return self._compiled(self.cache, tokens, depths, words, counts, first)
-        batch, nodes = tokens.shape
-        positions = self.lengths[:, None] + depths  # [B, N]
-        places = (self.lengths[:, None] + _steps(first, nodes, self.device)).flatten()  # [B * N]
-        sizes = torch.where(counts > 0, counts + first, 0) if first else counts
-        on_host = counts.tolist() if self.device.type == "cpu" else [nodes] * batch
-        if not any(on_host):
-            return self._nothing(batch, nodes)
-        if all(count == nodes for count in on_host):
-            starts = _row_starts(batch, nodes, self.device)
-            slots = _slots(batch, nodes, self.device)
-            visible = self._visibility(starts, sizes, words.flatten(0, 1))
-            spans = self._spans(on_host, first)
-            return self._forward(
-                tokens.flatten(), positions.flatten(), Places(slots, places, spans), visible, (batch, nodes)
-            )
-        live = torch.tensor([b * nodes + j for b, count in enumerate(on_host) for j in range(count)])  # [R]
-        visible = self._visibility(counts.cumsum(0, dtype=torch.int32), sizes, words.flatten(0, 1)[live])
-        packed = self._forward(
-            tokens.flatten()[live],
-            positions.flatten()[live],
-            Places(live // nodes, places[live], self._spans(on_host, first)),
-            visible,
-        )
-        spread = [x[0].new_zeros(batch * nodes, x.shape[-1]).index_copy_(0, live, x[0]) for x in _tensors(packed)]
-        shaped = [x.view(batch, nodes, -1) for x in spread]
-        return TargetOutput(shaped[0], dict(zip(packed.hidden, shaped[1:], strict=True)))
+        rows = pack_nodes(self.cache, depths, words, counts, first, self.backend)
+        if rows is None:
+            return self._nothing(*tokens.shape)
+        packed = self._forward(rows.pick(tokens), rows)
+        hidden = {layer: rows.spread(x[0]) for layer, x in packed.hidden.items()}
+        return TargetOutput(rows.spread(packed.logits[0]), hidden)
 
     def _nothing(self, batch: int, nodes: int) -> TargetOutput:
         """What comes of no live node at all: zeros, without a forward."""
@@ -208,33 +177,11 @@ class Target:
         """The request in `slot` has ended."""
         self.cache.release(slot)
 
-    def _spans(self, counts: list[int], first: int) -> list[tuple[int, int, int, int]]:
-        """See Places: worth it for few sequences whose lengths the host may read."""
-        if self.device.type != "cpu" or sum(c > 0 for c in counts) > MAX_SPANS:
-            return []
-        spans, row = [], 0
-        for slot, (count, length) in enumerate(zip(counts, self.lengths.tolist(), strict=True)):
-            if count:
-                spans.append((slot, length + first, row, count))
-            row += count
-        return spans
-
-    def _visibility(self, ends: Tensor, sizes: Tensor, words: Tensor | None) -> Visibility:
-        """`ends` `[B]`: rows up to and with each sequence's; or `[B + 1]`, ready row starts."""
-        starts = ends if len(ends) > len(sizes) else torch.nn.functional.pad(ends, (1, 0))
-        return Visibility(self.cache.block_table, starts, self.lengths, sizes, words, self.backend)
-
-    def _forward(
-        self,
-        tokens: Tensor,  # [R]
-        positions: Tensor,  # [R]
-        places: Places,
-        visible: Visibility,
-        shape: tuple[int, int] | None = None,
-        keep: Tensor | None = None,  # rows to compute logits for
-    ) -> TargetOutput:
+    def _forward(self, tokens: Tensor, rows: Rows, keep: Tensor | None = None) -> TargetOutput:
+        """`tokens` `[R]`; logits `[1, R, V]`, or of the rows `keep` alone; hidden `[1, R, H]`."""
         taken: dict[int, Tensor] = {}
         hooks = [module.register_forward_hook(inspection.tap(taken, layer)) for layer, module in self._taps.items()]
+        positions = rows.positions
         if self.max_positions:  # nodes past the end are never emitted; they only have to have some position
             positions = positions.clamp(max=self.max_positions - 1)
         extra: dict[str, Any] = {} if keep is None else {"logits_to_keep": keep}
@@ -243,18 +190,21 @@ class Target:
                 logits = self.model(
                     input_ids=tokens[None],
                     position_ids=positions[None],
-                    past_key_values=CacheView(self.cache, places),
+                    past_key_values=CacheView(self.cache, rows.places),
                     use_cache=True,
-                    specdec_rows=visible,
+                    specdec_rows=rows.visible,
                     **extra,
                 ).logits
         finally:
             for hook in hooks:
                 hook.remove()
-        if shape is not None:
-            logits = logits.view(*shape, -1)
-            taken = {layer: x.view(*shape, -1) for layer, x in taken.items()}
         return TargetOutput(logits, taken)
+
+
+def attach(drafter: Drafter, target: Target) -> Drafter:
+    """The drafter as it works with that target: see Drafter."""
+    made: Drafter = drafter.attach(target) if hasattr(drafter, "attach") else drafter
+    return made
 
 
 def _chunks(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
@@ -262,22 +212,3 @@ def _chunks(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     longest = max(len(p) for p in prompts)
     step = max(1, PREFILL_ROWS // len(prompts))
     return [(low, min(low + step, longest)) for low in range(0, longest, step)]
-
-
-def _tensors(output: TargetOutput) -> list[Tensor]:
-    return [output.logits, *output.hidden.values()]
-
-
-@cache  # a CUDA graph may hold what it gives
-def _row_starts(batch: int, nodes: int, device: torch.device) -> Tensor:
-    return torch.arange(0, (batch + 1) * nodes, nodes, dtype=torch.int32, device=device)
-
-
-@cache  # a CUDA graph may hold what it gives
-def _slots(batch: int, nodes: int, device: torch.device) -> Tensor:
-    return torch.arange(batch, device=device).repeat_interleave(nodes)
-
-
-@cache  # a CUDA graph may hold what it gives
-def _steps(first: int, count: int, device: torch.device) -> Tensor:
-    return torch.arange(first, first + count, device=device)
