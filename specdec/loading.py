@@ -26,6 +26,7 @@ PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf"
 ZOO = PACKAGE / "zoo"
 PLUGINS = "specdec.plugins"
+HEAD_KEY = "specdec_head"  # in the config.json of a drafter's trained head: its kind
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -186,29 +187,59 @@ def model_path(name: str | Path) -> str:
     Raises:
         ValueError: neither; or a folder without a model, or with a damaged one.
     """
-    name = str(name)
-    zoo = sorted(p.parent.name for p in ZOO.glob("*/config.json"))
-    if name in zoo:
-        return str(ZOO / name)
-    folder = Path(name).expanduser()
+    folder = find_folder("model", name)
+    if folder is None:
+        return str(name)
+    check_folder(folder)
+    return str(folder)
+
+
+def find_folder(what: str, name: str | Path) -> Path | None:
+    """The folder of a zoo name or a path; None for what can only be a hub id.
+
+    Args:
+        what: model or head.
+        name: of one.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    name, folder = str(name), Path(name).expanduser()
+    kinds = {path.parent.name: head_kind(path.parent) for path in ZOO.glob("*/config.json")}
+    if name in kinds:  # of the other kind, perhaps: whoever reads it says so
+        return ZOO / name
     if name and folder.is_dir():
-        check_folder(folder)
-        return str(folder)
+        return folder
+    zoo = [known for known, kind in kinds.items() if (kind is not None) == (what == "head")]
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"model folder {name!r} does not exist; give a folder, a hub id, or one of: {', '.join(zoo)}")
+        ours = f", or one of: {', '.join(sorted(zoo))}" * bool(zoo)
+        raise ValueError(f"{what} folder {name!r} does not exist; give a folder, a hub id{ours}")
     if "/" not in name:
-        raise unknown("model", name, zoo)
-    return name
+        raise unknown(what, name, zoo)
+    return None
+
+
+def head_kind(folder: Path) -> str | None:
+    """The drafter that the folder holds a trained head for; None if it is no head, as far as config.json tells."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    return str(config[HEAD_KEY]) if HEAD_KEY in config else "medusa" if "medusa_num_heads" in config else None
 
 
 def check_folder(folder: Path) -> None:
     """Refuse a model folder that is incomplete, before anything is loaded from it.
 
     Raises:
-        ValueError: config.json or the safetensors are missing, or a weight file is cut off.
+        ValueError: it holds a head; config.json or the safetensors are missing; or a weight file is cut off.
     """
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no config.json; expected a folder written by save_pretrained")
+    if kind := head_kind(folder):
+        raise ValueError(f"{folder} holds a head, not a model; give it to its drafter: drafter={kind}, head={folder}")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ValueError(

@@ -23,7 +23,7 @@ LEVELS = (
     {"kernels", "noise", "conf"},
     {"tree", "sampling", "core"},  # core imports tree.token_tree, tree policies are written against core's contracts
     {"acceptance", "cache"},
-    {"attention", "packing", "inspection", "compiled", "target", "loading"},
+    {"attention", "packing", "inspection", "compiled", "target", "loading", "heads"},
     {"metrics", "request", "step", "capture", "decode"},
     {"inputs", "text", "engine", "decoder", "api", "hf"},
     {"specdec"},  # specdec/__init__.py
@@ -31,7 +31,7 @@ LEVELS = (
 # Where that says too little.
 ONLY = {
     "kernels": {"kernels", "noise"},  # a kernel is tensors in, tensors out; its noise is the loop's
-    "drafters": {"drafters", "tree", "sampling", "noise", "core", "target", "kernels"},
+    "drafters": {"drafters", "tree", "sampling", "noise", "core", "target", "loading", "heads", "kernels"},
 }
 EVERYTHING = {"experiments"}
 

@@ -1,0 +1,158 @@
+"""Trained heads of drafters on disk: a config.json and safetensors, found by zoo name, folder or hub id.
+
+What the files mean is each head's own; see `TrainableHead` in core.py and drafters/*_head.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import copy, deepcopy
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from specdec.loading import HEAD_KEY, find_folder, unknown
+
+if TYPE_CHECKING:
+    from specdec.core import TrainableHead
+    from specdec.target import Target
+
+PICKLES = ("*.pt", "*.pth", "*.bin")
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+ConfigT = TypeVar("ConfigT")
+HeadT = TypeVar("HeadT", bound=nn.Module)
+
+
+def head_folder(name: str | Path) -> Path:
+    """Where a head is; one on the hub is fetched (config.json and safetensors alone).
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    folder = find_folder("head", name)
+    if folder is not None:
+        return folder
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=[CONFIG, "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot fetch the head {str(name)!r}: {str(error).strip().splitlines()[0]}") from error
+
+
+def read_head(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A head's config.json, and the tensors of all its safetensors files, on the CPU.
+
+    Raises:
+        ValueError: there is no such head; config.json or safetensors are missing or damaged.
+    """
+    folder = head_folder(name)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} has no {CONFIG}; expected a trained head's, beside its safetensors") from error
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is no valid json ({error}); copy or download it again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG} holds {type(config).__name__}; expected a head's settings")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no .safetensors file{_convert(folder)}")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged or cut off ({error}); copy or download it again") from error
+    return config, tensors
+
+
+def _convert(folder: Path) -> str:
+    """What to do about weights that are there as pickles."""
+    found = next((file for kind in PICKLES for file in sorted(folder.glob(kind))), None)
+    if found is None:
+        return "; expected a trained head's weights"
+    load = f"torch.load('{found.name}', map_location='cpu', weights_only=True)"
+    save = f"save_file({{k: v.clone() for k, v in {load}.items()}}, '{found.stem}.safetensors')"
+    code = f"import torch; from safetensors.torch import save_file; {save}"
+    return f'; specdec loads no pickles. If you trust {found.name}, convert it there: python -c "{code}"'
+
+
+def write_head(folder: str | Path, kind: str, config: object, tensors: Mapping[str, Tensor]) -> None:
+    """Save what `read_head` and `make_config` read.
+
+    Args:
+        folder: made if it is not there.
+        kind: the drafter's name.
+        config: a dataclass.
+        tensors: of the head, without what it was bound to.
+    """
+    settings: dict[str, Any] = asdict(config)  # type: ignore[call-overload]
+    write_files(folder, {HEAD_KEY: kind} | settings, tensors)
+
+
+def write_files(
+    folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: str = WEIGHTS
+) -> None:
+    """A config.json and one safetensors file, as they are."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, folder / weights, {"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def make_config(cls: type[ConfigT], kind: str, config: Mapping[str, Any], name: str | Path) -> ConfigT:
+    """The dataclass `cls` from what `write_head` saved of one. Lists become tuples.
+
+    Raises:
+        ValueError: it is another drafter's head, or a setting is missing or unknown.
+    """
+    if config.get(HEAD_KEY) != kind:
+        got = f"a head for drafter={config[HEAD_KEY]}" if HEAD_KEY in config else "no head of specdec"
+        raise ValueError(f"{name} holds {got}; expected one for drafter={kind}")
+    settings = {key: tuple(x) if isinstance(x, list) else x for key, x in config.items() if key != HEAD_KEY}
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    for key in settings:
+        if key not in known:
+            raise unknown(f"setting in the config.json of {name}", key, known)
+    required = [key for key, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    if lacking := [key for key in required if key not in settings]:
+        raise ValueError(f"the config.json of {name} lacks {', '.join(lacking)}; copy or export it again")
+    return cls(**settings)
+
+
+def load_weights(head: nn.Module, tensors: Mapping[str, Tensor], name: str | Path) -> None:
+    """Put tensors into a head, in the dtype they were saved in.
+
+    Raises:
+        ValueError: a tensor is missing, is none of the head's, or has another shape.
+    """
+    wanted = head.state_dict()
+    for key in sorted(wanted.keys() | tensors.keys()):
+        if key not in tensors:
+            raise ValueError(f"the weights of {name} lack {key}, which its config.json speaks of")
+        if key not in wanted:
+            raise ValueError(f"the weights of {name} hold {key}, which its config.json does not speak of")
+        got, expected = tuple(tensors[key].shape), tuple(wanted[key].shape)
+        if got != expected:
+            raise ValueError(f"{key} of {name} has shape {list(got)}; its config.json says {list(expected)}")
+    head.load_state_dict(tensors, assign=True)
+
+
+def bound(head: HeadT, target: Target) -> HeadT:
+    """The head on the target's device, in its dtype, with `bind` called; `head` itself stays as it was.
+
+    Weights that fit as they are are shared, not copied.
+    """
+    model = target.model
+    embedding, lm_head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    fits = all((x.device, x.dtype) == (embedding.device, embedding.dtype) for x in head.parameters())
+    made = copy(head) if fits else deepcopy(head).to(embedding.device, embedding.dtype)
+    cast("TrainableHead", made).bind(embedding.detach(), lm_head.detach())
+    return made
