@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ class State:
 class Hybrid:
     """See the module. All parts propose at every step, so that all of them can be judged by the text.
 
-    What a part has drawn at random is treated as fixed, which every rule takes (`rejection` accepts a little less).
+    What a part has drawn at random is treated as fixed, which every rule takes (`rejection` accepts a little less). One
+    part may have riders: they ride at every step, whoever's tree it is.
 
     Args:
         drafters: the parts; in a yaml names, or mappings with `_target_`.
@@ -51,7 +52,7 @@ class Hybrid:
         decay: weight of the past in the running mean.
 
     Raises:
-        ValueError: a setting is out of range, or a part wants to see its own trees alone.
+        ValueError: a setting is out of range, a part wants to see its own trees alone, or two have riders.
     """
 
     def __init__(
@@ -74,12 +75,15 @@ class Hybrid:
                 raise ValueError(
                     f"{type(part).__name__} cannot be a part of hybrid: it has to see its own trees verified"
                 )
+        riding = [part.needs.riders for part in drafters if part.needs.riders]
+        if len(riding) > 1:
+            raise ValueError("hybrid got two drafters with riders in the target's forward; expected one at most")
         sizes = [part.needs.max_nodes for part in drafters]
         most = sum(sizes) - len(sizes) + 1 if mode == "merge" else max(sizes)
         layers = sorted({layer for part in drafters for layer in part.needs.hidden_layers})
         self.drafters, self.mode, self.least_nodes, self.decay = list(drafters), mode, least_nodes, decay
         self.needs = DraftNeeds(
-            min(most, max_nodes or most), tuple(layers), on_device=all(part.needs.on_device for part in drafters)
+            min(most, max_nodes or most), tuple(layers), all(part.needs.on_device for part in drafters), sum(riding)
         )
 
     def attach(self, target: Target) -> Hybrid:
@@ -109,6 +113,10 @@ class Hybrid:
         """Every part proposes."""
         pairs = zip(self.drafters, state.parts, strict=True)
         trees = state.trees = [part.propose(own, roots, noise) for part, own in pairs]
+        riders = next((tree.riders for tree in trees if tree.riders is not None), None)
+        return replace(self._combine(state, trees), riders=riders)
+
+    def _combine(self, state: State, trees: Sequence[TokenTree]) -> TokenTree:
         if self.mode == "merge":
             return union(trees, self.needs.max_nodes)
         if self.mode == "acceptance":

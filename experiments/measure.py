@@ -122,6 +122,7 @@ def run_cell(bench: Bench, cell: Cell, records: Records, max_new_tokens: int) ->
         "forwards": stats.forwards,
         "accept_lengths": request.accept_lengths,
         "nodes": request.nodes,
+        "riders": request.riders,
         "proposed_depth": request.proposed_depth,
         "accepted": request.accepted,
         "offered_by_depth": request.offered_by_depth,

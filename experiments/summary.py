@@ -59,6 +59,7 @@ def stats_of(rows: Sequence[Row]) -> DecodingStats:
     stats = DecodingStats()
     for row in rows:
         request = RequestStats(**{name: row[name] for name in COUNTS}, first=row["ttft"])
+        request.riders = row.get("riders", 0)  # runs of earlier versions have none
         request.end = request.first + row["tpot"] * max(request.new_tokens - 1, 1)
         stats.requests.append(request)
         stats.forwards += row["forwards"]

@@ -22,6 +22,7 @@ from specdec.request import Request
 from specdec.sampling import SamplingParams
 from specdec.step import Lap, Step, on, unheard
 from specdec.target import Target
+from specdec.tree.riders import Riders
 from specdec.tree.token_tree import TokenTree
 
 MOST_GRAPHS = 64  # kept; the one that was used longest ago is dropped
@@ -95,7 +96,7 @@ class CapturedStep(Step):
         super().__init__(target, drafter, rule, capacity, max_length)
         self.graphs = graphs or Graphs()
         self._weights = _addresses(target.model, drafter)
-        self._trees: dict[tuple[int, int], TokenTree] = {}  # (nodes, V of draft_probs or 0) -> buffers
+        self._trees: dict[tuple[int, int, int], TokenTree] = {}  # (nodes, V of draft_probs or 0, riders) -> buffers
 
     def __call__(self, slots: Sequence[int], lap: Lap) -> Tensor:
         """See `Step`."""
@@ -122,16 +123,17 @@ class CapturedStep(Step):
     def _hold(self, tree: TokenTree) -> TokenTree:
         """The tree in buffers of its bucket's size, padded with dead nodes."""
         nodes = bucket(tree.max_nodes, self.max_nodes)
-        probs = tree.draft_probs
-        vocab_size = 0 if probs is None else probs.shape[-1]
-        held = self._trees.get((nodes, vocab_size))
+        probs, riders = tree.draft_probs, tree.riders
+        key = (nodes, 0 if probs is None else probs.shape[-1], 0 if riders is None else riders.count)
+        held = self._trees.get(key)
         if held is None:
             shape, device = (self.capacity, nodes), self.roots.device
-            held = self._trees[nodes, vocab_size] = TokenTree(
+            held = self._trees[key] = TokenTree(
                 torch.zeros(shape, dtype=torch.int64, device=device),
                 torch.full(shape, -1, dtype=torch.int32, device=device),
                 torch.zeros(self.capacity, dtype=torch.int32, device=device),
-                None if probs is None else probs.new_zeros(*shape, vocab_size),
+                None if probs is None else probs.new_zeros(*shape, key[1]),
+                None if riders is None else Riders(riders.tokens.clone(), riders.parents.clone()),
             )
         live = tree.max_nodes
         held.tokens[:, :live] = tree.tokens
@@ -140,11 +142,15 @@ class CapturedStep(Step):
         held.sizes.copy_(tree.sizes)
         if probs is not None and held.draft_probs is not None:
             held.draft_probs[:, :live] = probs
+        if riders is not None and held.riders is not None:
+            held.riders.tokens.copy_(riders.tokens)
+            held.riders.parents.copy_(riders.parents)
         return held
 
     def _decide_held(self, held: TokenTree) -> tuple[Verdict, TargetOutput, Tensor]:
         """See `Step.decide`. A copy of the tree's fields has none of the depths and words that an earlier one had."""
-        key = (held.max_nodes, held.draft_probs is not None, self.sampler.kinds)
+        riders = 0 if held.riders is None else held.riders.count
+        key = (held.max_nodes, held.draft_probs is not None, riders, self.sampler.kinds)
         decided: tuple[Verdict, TargetOutput, Tensor] = self.graphs(
             key, lambda: self.decide(replace(held), [], unheard)
         )

@@ -54,10 +54,12 @@ class TargetOutput:
     Attributes:
         logits: `[B, N, V]` in the model's dtype; rows of padding nodes mean nothing.
         hidden: for every layer asked for, `[B, N, H]`: the output of that decoder layer; -1 is what the LM head reads.
+        riders: `[B, R, V]`, logits of the tree's riders; None if it had none.
     """
 
     logits: Tensor
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    riders: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,18 @@ class DraftNeeds:
         hidden_layers: layers whose outputs `start` and `observe` must get.
         on_device: beside a target on a GPU, `propose` and `observe` read nothing to the host, and change nothing but
             the contents of the state's tensors: a CUDA graph may hold them.
+        riders: most rows that a tree carries besides (see `specdec.tree.riders`).
     """
 
     max_nodes: int
     hidden_layers: tuple[int, ...] = ()
     on_device: bool = False
+    riders: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows that a sequence can have in one verify pass."""
+        return self.max_nodes + self.riders
 
 
 class Drafter(Protocol):

@@ -119,7 +119,7 @@ class Decoding:
         for slot, (row, generation) in enumerate(zip(flight.read(), flight.generations, strict=False)):
             if generation is None or generation.finished:
                 continue
-            count, size, height, offered, damaged, astray, *tokens = row
+            count, size, riders, height, offered, damaged, astray, *tokens = row
             if not count:
                 raise ValueError("the drafter proposed a tree of size 0 for a running text; propose its root at least")
             if astray:
@@ -127,7 +127,7 @@ class Decoding:
             if damaged:
                 raise ValueError(f"the target's {NAN_LOGITS}")
             emission = self._emit(slot, generation, tokens[:count])
-            generation.stats.record(count, len(emission[1]), size, height, bool(offered))
+            generation.stats.record(count, len(emission[1]), size, height, bool(offered), riders)
             emissions.append(emission)
         return emissions
 

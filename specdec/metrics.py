@@ -27,6 +27,7 @@ class RequestStats:
         accept_lengths: emitted tokens of every step, in order, the bonus included and nothing past the end. The first
             token comes from the prefill and belongs to no step.
         nodes: proposed draft nodes (roots not counted).
+        riders: rows that were run beside the trees and could not be accepted.
         proposed_depth: sum over steps of the tree's height: draft tokens proposed along the depth.
         accepted: accepted draft tokens (bonus not counted, cut or not).
         offered_by_depth: steps in which the walk stood at a node of depth d - 1 that had children, for d = 1, 2, ...
@@ -37,6 +38,7 @@ class RequestStats:
     prompt_tokens: int = 0
     accept_lengths: list[int] = field(default_factory=list)
     nodes: int = 0
+    riders: int = 0
     proposed_depth: int = 0
     accepted: int = 0
     offered_by_depth: list[int] = field(default_factory=list)
@@ -70,11 +72,12 @@ class RequestStats:
         """This request's emitted tokens per step; NaN without a step."""
         return _ratio(sum(self.accept_lengths), self.steps)
 
-    def record(self, emitted: int, kept: int, size: int, height: int, offered: bool) -> None:
+    def record(self, emitted: int, kept: int, size: int, height: int, offered: bool, riders: int = 0) -> None:
         """One step: `emitted` tokens of which `kept` were before the end; the tree's size and height; whether the node
-        at which the walk stopped had children."""
+        at which the walk stopped had children; the rows beside the tree."""
         self.accept_lengths.append(kept)
         self.nodes += size - 1
+        self.riders += riders
         self.proposed_depth += height
         self.accepted += emitted - 1
         reached = emitted if offered else emitted - 1
@@ -231,9 +234,9 @@ class TargetCost:
         return _ratio(self.bytes_moved(stats), stats.decode_seconds * peak_bandwidth)
 
     def model_flops(self, stats: DecodingStats) -> int:
-        """Floating-point operations of the target: 2 x its weights x rows, where rows are the prompts' tokens and every
-        node of every tree, roots included. Attention scores are not counted."""
-        rows = sum(r.prompt_tokens + r.nodes + r.steps for r in stats.requests)
+        """Floating-point operations of the target: 2 x its weights x rows, where rows are the prompts' tokens, every
+        node of every tree, roots included, and its riders. Attention scores are not counted."""
+        rows = sum(r.prompt_tokens + r.nodes + r.steps + r.riders for r in stats.requests)
         return 2 * self.parameters * rows
 
 

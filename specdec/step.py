@@ -39,7 +39,7 @@ class Step:
     def __init__(self, target: Target, drafter: Drafter, rule: AcceptanceRule, capacity: int, max_length: int):
         self.target, self.drafter, self.rule = target, drafter, rule
         self.capacity, self.max_length, self.max_nodes = capacity, max_length, drafter.needs.max_nodes
-        target.open(capacity, max_length, self.max_nodes)
+        target.open(capacity, max_length, drafter.needs.rows)
         self.state: Any = drafter.open(capacity, max_length, target.device)
         self.sampler = Sampler(capacity, target.vocab_size, target.device)
         self.roots = torch.full((capacity,), -1, dtype=torch.int64, device=target.device)
@@ -67,8 +67,11 @@ class Step:
             raise ValueError(f"the drafter proposed {got}; expected a TokenTree for {self.capacity} slots")
         if tree.max_nodes > self.max_nodes:
             raise ValueError(f"the drafter proposed {tree.max_nodes} nodes; its needs.max_nodes says {self.max_nodes}")
+        if tree.riders is not None and tree.riders.count > self.drafter.needs.riders:
+            needs = self.drafter.needs.riders
+            raise ValueError(f"the drafter proposed {tree.riders.count} riders; its needs.riders says {needs}")
         if tree.tokens.device.type == "cpu":
-            low, high = (int(x) for x in torch.aminmax(tree.tokens))
+            low, high = (int(x) for x in torch.aminmax(tree.rows.tokens))
             if low < 0 or high >= self.target.vocab_size:
                 wrong, most = low if low < 0 else high, self.target.vocab_size - 1
                 raise ValueError(f"the drafter proposed token {wrong}; the target's go from 0 to {most}")
@@ -92,7 +95,7 @@ class Step:
     @torch.inference_mode()
     def reset(self) -> None:
         """Empty all slots."""
-        self.target.open(self.capacity, self.max_length, self.max_nodes)
+        self.target.open(self.capacity, self.max_length, self.drafter.needs.rows)
         self.roots.fill_(-1)
         self.sampler.reset()
 
@@ -111,14 +114,15 @@ def unheard(phase: str) -> None:
 
 
 def record(tree: TokenTree, verdict: Verdict, emitted: Tensor, logits: Tensor, astray: Tensor) -> Tensor:
-    """What the host wants to know of a step, `[B, 6 + D]` int64.
+    """What the host wants to know of a step, `[B, 7 + D]` int64.
 
-    Per slot: tokens emitted, tree size, tree height, whether the node at which the walk stopped had children, whether
-    its logits are NaN, whether the tree begins with another token than the text's last, and the tokens.
+    Per slot: tokens emitted, tree size, riders, tree height, whether the node at which the walk stopped had children,
+    whether its logits are NaN, whether the tree begins with another token than the text's last, and the tokens.
     """
     last = verdict.path.gather(1, (verdict.num_accepted.long() - 1).clamp_min(0)[:, None]).clamp_min(0)  # [B, 1]
     offered = (tree.parents == last).any(-1)
     height = tree.depths.amax(-1)
     damaged = logits[torch.arange(len(last), device=last.device), last[:, 0]].isnan().any(-1)
-    columns = [verdict.num_accepted, tree.sizes, height, offered, damaged, astray]
+    riders = tree.rows.sizes - tree.sizes
+    columns = [verdict.num_accepted, tree.sizes, riders, height, offered, damaged, astray]
     return torch.cat([torch.stack([c.long() for c in columns], 1), emitted], 1)

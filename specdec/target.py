@@ -19,6 +19,7 @@ from specdec.cache import CacheView, TreeCache
 from specdec.compiled import CompiledForward, buckets, warm
 from specdec.core import Drafter, TargetOutput, Verdict
 from specdec.packing import Rows, pack_chains, pack_nodes
+from specdec.tree.riders import rider_rows
 from specdec.tree.token_tree import TokenTree
 
 PREFILL_ROWS = 2048  # rows of one prefill forward: bounds the memory a long prompt takes
@@ -136,8 +137,19 @@ class Target:
 
     @torch.inference_mode()
     def verify(self, tree: TokenTree) -> TargetOutput:
-        """Run every node of every tree; nothing is committed. logits `[B, N, V]`, hidden `[B, N, H]`."""
-        return self.extend(tree.tokens, tree.depths, tree.words, tree.sizes)
+        """Run every node of every tree, and its riders; nothing is committed.
+
+        Returns:
+            logits `[B, N, V]`, hidden `[B, N, H]`, the riders' logits `[B, R, V]`.
+        """
+        rows = tree.rows
+        output = self.extend(rows.tokens, rows.depths, rows.words, rows.sizes)
+        if tree.riders is None:
+            return output
+        seats = rider_rows(tree.sizes, tree.riders.count)[..., None]  # [B, R, 1]
+        hidden = {layer: x[:, : tree.max_nodes] for layer, x in output.hidden.items()}
+        riders = output.logits.gather(1, seats.expand(-1, -1, self.vocab_size))
+        return TargetOutput(output.logits[:, : tree.max_nodes], hidden, riders)
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor, depths: Tensor, words: Tensor, counts: Tensor, first: int = 0) -> TargetOutput:

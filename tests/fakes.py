@@ -47,6 +47,11 @@ def check_shape(tree: TokenTree) -> None:
     words, depths = ancestor_words(tree.parents.contiguous(), tree.sizes)
     assert torch.equal(tree.words, words)
     assert torch.equal(tree.depths, depths)
+    if tree.riders is not None:
+        assert (tree.riders.tokens.dtype, tree.riders.parents.dtype) == (torch.int64, torch.int64)
+        assert tree.riders.tokens.shape == (tree.batch_size, tree.riders.count)
+        assert tree.riders.parents.shape == (tree.riders.count,)
+        check_shape(tree.rows)
 
 
 def naive_walk(tree: TokenTree, sequence: int, targets: Sequence[int]) -> tuple[list[int], int]:
@@ -195,16 +200,22 @@ class Harness:
         path = torch.full((len(self.roots), tree.max_nodes), -1)
         following = torch.zeros_like(self.roots)
         hidden = torch.zeros(len(self.roots), tree.max_nodes, self._hidden_size)
+        riders = None if tree.riders is None else torch.zeros(len(self.roots), tree.riders.count, self.vocab)
         for slot, text in self.texts.items():
             nodes, following[slot] = self._decide(tree, slot)
             path[slot, : len(nodes)] = torch.tensor(nodes)
             for j in range(int(tree.sizes[slot])):
                 below = [int(tree.tokens[slot, i]) for i in reversed(climb(tree.parents[slot].tolist(), j))]
                 hidden[slot, j] = self._hidden(text + below, 1)[0]
+            for r in range(0 if riders is None else riders.shape[1]):
+                row, rows = int(tree.sizes[slot]) + r, tree.rows
+                below = [int(rows.tokens[slot, i]) for i in reversed(climb(rows.parents[slot].tolist(), row))]
+                riders[slot, r, self._random(text + below).randrange(self.vocab)] = 1
         verdict = Verdict(path, (path >= 0).sum(-1, dtype=torch.int32), following)
         output = TargetOutput(
             torch.zeros(len(self.roots), tree.max_nodes, self.vocab),
             dict.fromkeys(self.drafter.needs.hidden_layers, hidden),
+            riders,
         )
         self.drafter.observe(self.state, tree, verdict, output)
         for slot, text in self.texts.items():

@@ -14,6 +14,8 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
+from specdec.tree.riders import Riders, seat
+
 WORD_BITS = 64
 
 
@@ -32,12 +34,14 @@ class TokenTree:
         sizes: `[B]` int32; live nodes, the rest of a row is padding.
         draft_probs: `[B, N, V]` or None. Row j is the distribution node j's children were drawn from, without
             replacement and in index order. None: children were fixed without drawing (n-gram, top-k).
+        riders: further rows for the target's forward, which are no nodes: nothing but `rows` knows them.
     """
 
     tokens: Tensor
     parents: Tensor
     sizes: Tensor
     draft_probs: Tensor | None = None
+    riders: Riders | None = None
 
     @property
     def batch_size(self) -> int:
@@ -71,6 +75,13 @@ class TokenTree:
         bits = torch.arange(WORD_BITS, device=self.words.device)
         unpacked = ((self.words[..., None] >> bits) & 1).bool().flatten(2)  # [B, N, W * 64]
         return unpacked[..., : self.max_nodes]
+
+    @cached_property
+    def rows(self) -> TokenTree:
+        """What the target runs: this tree, its riders as further nodes after the live ones, `N + R` in all."""
+        if self.riders is None:
+            return self
+        return TokenTree(*seat(self.tokens, self.parents, self.sizes, self.riders))
 
     def child(self, node: Tensor, token: Tensor) -> Tensor:
         """The first child of `node` `[B]` that carries `token` `[B]`; -1 where there is none: `[B]` int64."""
@@ -155,7 +166,10 @@ class TokenTree:
         """The same trees where `live` `[B]` bool, size 0 elsewhere; a tree of fixed children."""
         keep = live[:, None]
         tree = TokenTree(
-            torch.where(keep, self.tokens, 0), torch.where(keep, self.parents, -1), torch.where(live, self.sizes, 0)
+            torch.where(keep, self.tokens, 0),
+            torch.where(keep, self.parents, -1),
+            torch.where(live, self.sizes, 0),
+            riders=self.riders,
         )
         return tree.with_shape(torch.where(keep, self.depths, 0), torch.where(keep[..., None], self.words, 0))
 
