@@ -34,6 +34,11 @@ def launch(command: str, arguments: list[str]) -> None:
         KeyboardInterrupt: stopped; its text says how to go on.
     """
     tasks: dict[str, Callable[[DictConfig], None]] = {"run": _run_job, "train": _train_job}
+    experiment = next((a for a in arguments if a.startswith("experiment=")), "")
+    if command == "train" and experiment and not experiment.startswith("experiment=train_"):
+        raise ValueError(
+            f"{experiment} trains nothing: start it with `specdec run`, or choose one of experiment=train_..."
+        )
     with _command_line(f"specdec {command}", arguments):
         GlobalHydra.instance().clear()
         _errors.clear()
@@ -75,8 +80,6 @@ def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> st
     """One line for what Hydra says in several, with the names there are."""
     text = str(error)
     experiment = next((a for a in arguments if a.startswith("experiment=")), "")
-    if command == "train" and experiment and not experiment.startswith("experiment=train_"):
-        return f"{experiment} trains nothing: start it with `specdec run`, or choose one of experiment=train_..."
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     missing = re.search(r"(?:Could not find|could not find|Could not load) '([^']+)'", text)
     options = re.search(r"Available options in '([^']+)':\s*(.*?)(?:\n\s*\n|Config search path|$)", text, re.DOTALL)

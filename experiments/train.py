@@ -21,14 +21,16 @@ from specdec.experiments.display import Bar
 from specdec.experiments.records import write_text
 from specdec.experiments.training import checkpoint, datastore
 from specdec.experiments.training.datastore import DatastoreConfig, DatastoreResult
+from specdec.experiments.training.heads.command import train_head
+from specdec.experiments.training.heads.config import HeadTrainingConfig, check_settings
 from specdec.experiments.training.model_card import write_model_card
-from specdec.experiments.training.pretrain import PretrainConfig, PretrainResult, Stage, pretrain, write_history
+from specdec.experiments.training.pretrain import PretrainConfig, Stage, pretrain, write_history
 from specdec.experiments.validation import check_keys, refuse_missing
 
 FREE = {"output", "steps", "evaluate_every", "checkpoint_every", "threads"}  # may differ when a run goes on
 
 
-def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) -> PretrainResult | DatastoreResult:
+def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) -> object:
     """Train what `raw["training"]` describes.
 
     Args:
@@ -39,6 +41,8 @@ def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) ->
         ValueError: the configuration is wrong, or the output folder holds the training of something else.
     """
     config = parse(raw)
+    if isinstance(config, HeadTrainingConfig):
+        return train_head(config, raw, overrides, console)
     output = Path(config.output)
     _claim(output, raw["training"])
     transformers_logging.disable_progress_bar()
@@ -82,29 +86,35 @@ def _build_datastore(config: DatastoreConfig, raw: Mapping[str, Any], console: C
     return result
 
 
-def parse(raw: Mapping[str, Any]) -> PretrainConfig | DatastoreConfig:
+def parse(raw: Mapping[str, Any]) -> PretrainConfig | DatastoreConfig | HeadTrainingConfig:
     """The training's configuration, looked over before anything is read.
 
     Raises:
         ValueError: a key or value is wrong; the message says which.
     """
-    if "target" in raw:
+    if "methods" in raw:
         raise ValueError("this configuration measures methods: start it with `specdec run`")
-    check_keys(raw, {"name", "training", "allow_targets"}, "setting")
+    check_keys(raw, {"name", "training", "data", "target", "drafter", "allow_targets"}, "setting")
     settings = raw["training"]
     if not isinstance(settings, Mapping):
         raise ValueError(
-            "nothing to train was chosen; give experiment=train_tiny or another conf/experiment/train_*.yaml"
+            "nothing to train was chosen; give a drafter that is trained, as in drafter=medusa, or "
+            "experiment=train_tiny or another conf/experiment/train_*.yaml"
         )
     refuse_missing(settings, "training")
-    config = loading.instantiate(settings, tuple(raw.get("allow_targets") or ()), "training")
+    head = settings.get("head")  # it is made later, for the target
+    config = loading.instantiate(
+        {k: v for k, v in settings.items() if k != "head"}, tuple(raw.get("allow_targets") or ()), "training"
+    )
+    if isinstance(config, HeadTrainingConfig):
+        return check_settings(replace(config, head=head))
     if isinstance(config, DatastoreConfig):
         datastore.check(config)
         return config
     if not isinstance(config, PretrainConfig):
         raise ValueError(
             f"training: {settings['_target_']} is no training's configuration; "
-            "expected PretrainConfig or DatastoreConfig"
+            "expected PretrainConfig, DatastoreConfig or HeadTrainingConfig"
         )
     check_keys(config.model, set(LlamaConfig().to_dict()), "setting of training.model")
     for name in ("steps", "tokens_per_step", "evaluate_every", "checkpoint_every", "vocab_size", "warmup_steps"):

@@ -75,6 +75,7 @@ def test_mistakes_in_one_line(
     [
         ([], "nothing to train was chosen"),
         (["experiment=demo"], "start it with `specdec run`"),
+        (["drafter=ngram"], "give a drafter that is trained"),
         (["experiment=train_tiny", "training.step=3"], "Did you mean 'training.steps'?"),
         (["experiment=train_tiny", "+training.model.hiden_size=3"], "Did you mean 'hidden_size'?"),
         (["experiment=train_tiny", "training.steps=0"], "training.steps is 0"),
