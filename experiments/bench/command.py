@@ -15,11 +15,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from specdec.experiments.bench import measure, ops, step, tables
+from specdec.experiments.bench import curve, measure, ops, step, tables
 from specdec.experiments.bench.grid import Cell, cells, step_cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
 from specdec.experiments.bench.op_runs import OPS
-from specdec.experiments.bench.plot import roofline
+from specdec.experiments.bench.plot import cost_curve, roofline
 from specdec.experiments.bench.rates import Rates, measure_rates
 from specdec.experiments.bench.results import Results, load
 from specdec.experiments.bench.rivals import methods
@@ -35,6 +35,10 @@ USAGE = f"""specdec bench: the kernels against their rivals, on this machine
 {textwrap.indent(textwrap.fill(", ".join(OPS), 80), " " * 36)}
   specdec bench step [the same]     steps of the loop on a random model, 8B on a GPU, against what they must read and
                                     compute: chains, greedy, no draft cost
+  specdec bench curve [target=NAME] [drafter=NAME] [batch=N] [context=N] [output=FILE] [seconds=S]
+                      [prompts=N] [tokens=N] [ranks=K] [temperature=T] [device=NAME]
+                                    a step's cost by its nodes, with a drafter also what a level of drafts costs and how
+                                    often each rank is right: for tree=sequoia and drafter=adaptive
   specdec bench table FILE README   write a CPU's result into a README, between its markers [gpu=FILE]
 
 The decoding loop against transformers' own: python benchmarks/loop.py, in a checkout.
@@ -53,7 +57,8 @@ def bench(arguments: list[str]) -> None:
         print(USAGE)
         return
     part, rest = arguments[0], arguments[1:]
-    parts: dict[str, Callable[[list[str]], None]] = {"kernels": _kernels, "ops": _ops, "step": _step, "table": _table}
+    parts: dict[str, Callable[[list[str]], None]] = {"kernels": _kernels, "ops": _ops, "step": _step}
+    parts |= {"curve": _curve, "table": _table}
     if part not in parts:
         raise unknown("benchmark", part, parts)
     parts[part](rest)
@@ -152,6 +157,16 @@ def _step(arguments: list[str]) -> None:
     results = run(settings, make_work)
     Console().print(tables.step_table(results.content))
     _finish(results)
+
+
+def _curve(arguments: list[str]) -> None:
+    settings = curve.Settings.parse(arguments)
+    measured = curve.measure_curve(settings)
+    file = Path(settings.output)
+    curve.write(measured, file)
+    Console().print(curve.show(measured))
+    cost_curve(measured, file.with_suffix(".png"))
+    print(json.dumps({"output": str(file), "cells": len(measured["nodes"])}))
 
 
 def _finish(results: Results) -> None:

@@ -1,4 +1,5 @@
-"""Roofline of a GPU's result: what every method reaches against the copy's bandwidth and a large product's rate."""
+"""Roofline of a GPU's result: what every method reaches against the copy's bandwidth and a large product's rate; and
+a machine's cost curve."""
 
 from __future__ import annotations
 
@@ -40,3 +41,25 @@ def roofline(result: dict[str, Any], file: Path) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     return points
+
+
+def cost_curve(measured: dict[str, Any], file: Path) -> None:
+    """Write the figure of a result of `specdec bench curve`.
+
+    On the dashed line nodes are free, on the dotted one a tree costs as much as decoding its nodes one by one.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    nodes, cost = measured["nodes"], measured["cost"]
+    spread = [[c - low for c, low in zip(cost, measured["p20"], strict=True)]]
+    spread.append([high - c for c, high in zip(cost, measured["p80"], strict=True)])
+    axes.errorbar(nodes, cost, yerr=spread, fmt="o-", capsize=3)
+    axes.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    most = max(measured["p80"])
+    axes.plot([1, most], [1, most], color="grey", linewidth=0.8, linestyle=":")
+    what = f"{measured['target']}, {measured['dtype']}, {measured['device']}, batch {measured['batch']}"
+    axes.set(xlabel="nodes", ylabel="cost of a step over plain decoding", title=what)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)

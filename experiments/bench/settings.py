@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +31,7 @@ def read_settings(arguments: Sequence[str], part: str) -> Settings:
     Raises:
         ValueError: an unknown name, or a value that does not fit.
     """
-    given: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            raise ValueError(f"{argument!r} is no setting; expected name=value, see: specdec bench")
-        if name not in (known := [field.name for field in dataclasses.fields(Settings)]):
-            raise unknown("setting of bench", name, known)
-        given[name] = value
+    given = named_values(arguments, [field.name for field in dataclasses.fields(Settings)])
     device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device={device} is not there; expected cpu{', cuda' * torch.cuda.is_available()}")
@@ -55,6 +48,23 @@ def read_settings(arguments: Sequence[str], part: str) -> Settings:
     return Settings(
         grid, _positive(given, "minutes", 60.0), output, device, again == "true", _positive(given, "seconds", 0.5)
     )
+
+
+def named_values(arguments: Sequence[str], known: Collection[str]) -> dict[str, str]:
+    """name=value to a mapping.
+
+    Raises:
+        ValueError: an argument is something else, or has an unknown name.
+    """
+    given: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            raise ValueError(f"{argument!r} is no setting; expected name=value, see: specdec bench")
+        if name not in known:
+            raise unknown("setting of bench", name, known)
+        given[name] = value
+    return given
 
 
 def _positive(given: Mapping[str, str], name: str, default: float) -> float:
