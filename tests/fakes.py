@@ -200,22 +200,22 @@ class Harness:
         path = torch.full((len(self.roots), tree.max_nodes), -1)
         following = torch.zeros_like(self.roots)
         hidden = torch.zeros(len(self.roots), tree.max_nodes, self._hidden_size)
-        riders = None if tree.riders is None else torch.zeros(len(self.roots), tree.riders.count, self.vocab)
+        riders = torch.zeros(len(self.roots), tree.rows.max_nodes - tree.max_nodes, self.vocab)
         for slot, text in self.texts.items():
             nodes, following[slot] = self._decide(tree, slot)
             path[slot, : len(nodes)] = torch.tensor(nodes)
             for j in range(int(tree.sizes[slot])):
                 below = [int(tree.tokens[slot, i]) for i in reversed(climb(tree.parents[slot].tolist(), j))]
                 hidden[slot, j] = self._hidden(text + below, 1)[0]
-            for r in range(0 if riders is None else riders.shape[1]):
-                row, rows = int(tree.sizes[slot]) + r, tree.rows
-                below = [int(rows.tokens[slot, i]) for i in reversed(climb(rows.parents[slot].tolist(), row))]
-                riders[slot, r, self._random(text + below).randrange(self.vocab)] = 1
+            above = tree.rows.parents[slot].tolist()
+            for r in range(riders.shape[1]):
+                below = [int(tree.rows.tokens[slot, i]) for i in reversed(climb(above, int(tree.sizes[slot]) + r))]
+                riders[slot, r, self.guess(text + below)] = 1
         verdict = Verdict(path, (path >= 0).sum(-1, dtype=torch.int32), following)
         output = TargetOutput(
             torch.zeros(len(self.roots), tree.max_nodes, self.vocab),
             dict.fromkeys(self.drafter.needs.hidden_layers, hidden),
-            riders,
+            None if tree.riders is None else riders,
         )
         self.drafter.observe(self.state, tree, verdict, output)
         for slot, text in self.texts.items():
@@ -235,6 +235,10 @@ class Harness:
                 break
             path.append(chance.choice(children))
         return path, chance.randrange(self.vocab)
+
+    def guess(self, text: Sequence[int]) -> int:
+        """The most likely token after a rider."""
+        return self._random(text).randrange(self.vocab)
 
     @staticmethod
     def _random(text: Sequence[int]) -> random.Random:
