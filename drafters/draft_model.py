@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from specdec.core import DraftNeeds, TargetOutput, TreePolicy, Verdict
 from specdec.sampling import DraftNoise
 from specdec.target import Target
-from specdec.tree.grow import Frontier, count_expanded, grow
+from specdec.tree.grow import Expand, Frontier, count_expanded, grow
 from specdec.tree.static import chain
 from specdec.tree.token_tree import WORD_BITS, TokenTree, num_words
 
@@ -96,24 +96,10 @@ class DraftModel:
         if model.device.type != "cpu":  # there dead rows run too: not over the text of one that has ended
             model.lengths.mul_(roots >= 0)
         logits = fit_vocabulary(self._read(state, roots).to(state.device), noise.vocab_size)
-        live = (roots >= 0).to(torch.int32)
-        visible: list[Tensor] = []  # [B, F, W] of the last frontier
-        done = 0
+        run = run_levels(model, roots >= 0, self._expanded)
 
         def expand(frontier: Frontier) -> Tensor:
-            nonlocal done
-            width = frontier.tokens.shape[1]
-            words = _own_bits(done, width, num_words(self._expanded), model.device).expand(len(roots), -1, -1)
-            if visible:
-                parents = frontier.parents.to(model.device)[..., None].expand(-1, -1, words.shape[-1])
-                words = words | visible[-1].gather(1, parents)
-            visible.append(words)
-            depths = torch.full((len(roots), width), frontier.level - 1, dtype=torch.int32, device=model.device)
-            output = model.extend(
-                self._known(frontier.tokens).to(model.device), depths, words, live * width, first=done
-            )
-            done += width
-            return fit_vocabulary(output.logits.to(state.device), noise.vocab_size)
+            return fit_vocabulary(run(frontier).to(state.device), noise.vocab_size)
 
         grown = grow(self.policy, roots.to(state.device), logits, expand, noise)
         state.expanded[:, : grown.expanded.shape[1]] = grown.expanded
@@ -132,14 +118,10 @@ class DraftModel:
             chained = TokenTree.chain(torch.stack([first, roots], 1))
             last = behind.long()
         counts = live.to(torch.int32) * (last + 1).to(torch.int32)
-        output = model.extend(self._known(chained.tokens), chained.depths, chained.words, counts)
+        output = model.extend(known(model, chained.tokens), chained.depths, chained.words, counts)
         model.cache.append(rows, counts)
         state.unread.fill_(-1)
         return output.logits[rows, last]
-
-    def _known(self, tokens: Tensor) -> Tensor:
-        """Tokens that only the target knows are read as the draft model's last one."""
-        return tokens.clamp_max(self.vocab_size - 1)
 
     def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
         """Keep the KV of accepted nodes that were run; remember an accepted leaf, which was not."""
@@ -153,6 +135,43 @@ class DraftModel:
         deepest = path.gather(1, (count - 1).clamp_min(0).long()[:, None]).clamp_min(0)  # [B, 1]
         leaf = tree.tokens.to(path.device).gather(1, deepest)
         state.unread.copy_(torch.where(count > run, leaf[:, 0], -1))
+
+
+def run_levels(model: Target, live: Tensor, nodes: int) -> Expand:
+    """For `grow`: runs one level of a tree after the other behind the texts of a draft model.
+
+    Args:
+        model: its cache keeps the levels' KV in the scratch places, in the order in which nodes are expanded.
+        live: `[B]` bool, slots to run.
+        nodes: most that are expanded, see `count_expanded`.
+
+    Returns:
+        A function of a frontier; its logits `[B, F, V]` are on the model's device.
+    """
+    counts = live.to(torch.int32)
+    visible: list[Tensor] = []  # [B, F, W] of the last frontier
+    done = 0
+
+    def expand(frontier: Frontier) -> Tensor:
+        nonlocal done
+        width = frontier.tokens.shape[1]
+        words = _own_bits(done, width, num_words(nodes), model.device).expand(len(live), -1, -1)
+        if visible:
+            parents = frontier.parents.to(model.device)[..., None].expand(-1, -1, words.shape[-1])
+            words = words | visible[-1].gather(1, parents)
+        visible.append(words)
+        depths = torch.full((len(live), width), frontier.level - 1, dtype=torch.int32, device=model.device)
+        tokens = known(model, frontier.tokens).to(model.device)
+        output = model.extend(tokens, depths, words, counts * width, first=done)
+        done += width
+        return output.logits
+
+    return expand
+
+
+def known(model: Target, tokens: Tensor) -> Tensor:
+    """Tokens that only the target knows are read as the draft model's last one."""
+    return tokens.clamp_max(model.vocab_size - 1)
 
 
 def fit_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:

@@ -38,8 +38,8 @@ class State(Generic[Text]):
     entered: set[int] = field(default_factory=set)
 
 
-class TextDrafter(ABC, Generic[Text]):
-    """A drafter made of three questions: what a text is, how it goes on, and what to draft after it."""
+class TextKeeper(ABC, Generic[Text]):
+    """Keeps a text for every slot. A drafter adds what a text is, how it goes on, and what to draft after them all."""
 
     synthetic: ClassVar[bool] = False
 
@@ -55,8 +55,8 @@ class TextDrafter(ABC, Generic[Text]):
         """The text goes on. It may do so past an end of which the drafter is not told, but for one step only."""
 
     @abstractmethod
-    def draft(self, text: Text, vocab_size: int) -> tuple[list[int], list[int]]:
-        """Tokens and parents of a tree; node 0 is the text's last token."""
+    def drafts(self, state: State[Text], vocab_size: int) -> list[tuple[list[int], list[int]]]:
+        """Tokens and parents of every slot's tree; node 0 is the text's last token. Nothing where there is no text."""
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> State[Text]:
         """No text yet."""
@@ -77,8 +77,7 @@ class TextDrafter(ABC, Generic[Text]):
                 else:
                     del state.texts[slot]
             state.entered.clear()
-        texts = (state.texts.get(slot) for slot in range(state.capacity))
-        trees = [([], []) if text is None else self.draft(text, noise.vocab_size) for text in texts]
+        trees = self.drafts(state, noise.vocab_size)
         return TokenTree.from_lists(trees, state.device).only(roots >= 0)
 
     def observe(self, state: State[Text], tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
@@ -88,3 +87,16 @@ class TextDrafter(ABC, Generic[Text]):
                 self.append(state.texts[slot], tokens)
             else:
                 state.texts.pop(slot, None)
+
+
+class TextDrafter(TextKeeper[Text]):
+    """A drafter that looks at one text at a time."""
+
+    @abstractmethod
+    def draft(self, text: Text, vocab_size: int) -> tuple[list[int], list[int]]:
+        """Tokens and parents of a tree; node 0 is the text's last token."""
+
+    def drafts(self, state: State[Text], vocab_size: int) -> list[tuple[list[int], list[int]]]:
+        """See TextKeeper."""
+        texts = (state.texts.get(slot) for slot in range(state.capacity))
+        return [([], []) if text is None else self.draft(text, vocab_size) for text in texts]

@@ -32,8 +32,8 @@ class TreeCache:
     """KV arena for `capacity` slots of `room` places each (committed tokens and scratch together).
 
     Attributes:
-        lengths: `[B]` int32, committed tokens of every slot. `commit`, `append` and `release` change them, and Target
-            when it opens and prefills.
+        lengths: `[B]` int32, committed tokens of every slot. `commit`, `append`, `rewind` and `release` change them,
+            and Target when it opens and prefills.
         keys, values: per layer `[B, heads, room, head size]`, zero at first (kernels read whole tiles).
     """
 
@@ -74,6 +74,10 @@ class TreeCache:
         """Keep a path of every slot. `path` `[B, D]` scratch nodes, ascending, -1 padded; `num_accepted` `[B]`."""
         kv_commit(self._arenas, self.block_table, self.lengths, path, num_accepted)
         self.lengths += num_accepted.to(torch.int32)
+
+    def rewind(self, lengths: Tensor) -> None:
+        """Forget what lies behind the first `lengths` `[B]` int32 tokens of every slot."""
+        self.lengths.clamp_(max=lengths)
 
     def release(self, slot: int) -> None:
         """Forget the sequence in `slot`."""

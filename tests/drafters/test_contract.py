@@ -18,7 +18,7 @@ from specdec.sampling import SamplingParams
 from specdec.tree.token_tree import TokenTree
 
 from ..fakes import Harness, check_shape, write_datastore
-from ..models import make_model
+from ..models import byte_tokenizer, make_model
 
 VOCAB = 40
 PROMPTS = [[5, 6, 7, 5, 6], [1], [2, 3, 2, 3, 2, 3, 2], [9, 8], [4] * 12]
@@ -49,9 +49,11 @@ def corpus() -> Path:
 
 
 def make_drafter(name: str, **settings: Any) -> Drafter:
-    """As the yaml says, but for a tiny draft model in float64, where batching changes no token, and a tiny corpus."""
+    """As the yaml says, but for a tiny draft model in float64, where batching changes no token, a tiny corpus, and
+    tokenizers of letters."""
     settings["model"] = make_model(vocab_size=VOCAB, dtype=torch.float64)
     settings["path"] = corpus()
+    settings["tokenizer"] = settings["draft_tokenizer"] = byte_tokenizer()
     made: Drafter = loading.build("drafter", make_spec(name, settings))
     return made
 
