@@ -29,6 +29,9 @@ from specdec.capture import CapturedStep, Graphs, rehearse
 from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput
 from specdec.decode import decode
 from specdec.drafters.draft_model import DraftModel
+from specdec.drafters.hydra import Hydra
+from specdec.drafters.medusa import Medusa
+from specdec.drafters.lookahead import Lookahead
 from specdec.drafters.ngram import DeviceTexts, NGram
 from specdec.drafters.none import NoDrafter
 from specdec.drafters.recycling import Recycling
@@ -38,17 +41,18 @@ from specdec.metrics import DecodingStats
 from specdec.request import Request
 from specdec.sampling import SamplingParams
 from specdec.step import Step, unheard
-from specdec.target import Target
+from specdec.target import Target, attach
 from specdec.tree.best_first import BestFirst
 from specdec.tree.static import StaticTree, chain
 
 from .fakes import Scripted
+from .heads import make_head
 from .models import VOCAB, make_config, make_model
 
 CAPACITY, MAX_LENGTH = 3, 40
 RULES = [Coupled(), Rejection()]
 DRAWN_RULES = [Block(), Traversal(), Typical(), Relaxed()]
-DRAWING = ["draft_model, chain", "draft_model, static"]
+DRAWING = ["draft_model, chain", "draft_model, static", "medusa"]
 SAMPLED = SamplingParams(temperature=0.7, seed=3)
 SETTINGS = {
     "greedy": SamplingParams(),
@@ -70,11 +74,20 @@ class BegunRecycling(Recycling):
 DRAFTERS: dict[str, Callable[[PreTrainedModel], Drafter]] = {
     "none": lambda _: NoDrafter(),
     "ngram": lambda _: NGram(),
+    "lookahead": lambda _: Lookahead(window=3, ngram=3, guesses=2),
     "recycling": lambda _: BegunRecycling(StaticTree(paths=[[0], [1], [0, 0], [0, 1], [0, 0, 0]])),
     "draft_model, chain": lambda model: DraftModel(model, chain(3)),
     "draft_model, static": lambda model: DraftModel(model, StaticTree(paths=[[0], [1], [0, 0], [0, 1]])),
     "draft_model, best_first": lambda model: DraftModel(model, BestFirst(max_nodes=8, depth=3, top_k=3)),
+    "medusa": lambda model: Medusa(make_head("medusa", Target(model)), StaticTree(paths=[[0], [1], [0, 0], [0, 1]])),
+    "hydra": lambda model: Hydra(make_head("hydra", Target(model)), BestFirst(max_nodes=8, depth=3, top_k=3)),
 }
+
+
+def put_together(model: PreTrainedModel, drafter: Drafter) -> tuple[Target, Drafter]:
+    """As the engine does."""
+    target = Target(model, hidden_layers=drafter.needs.hidden_layers)
+    return target, attach(drafter, target)
 
 
 @pytest.fixture
@@ -135,7 +148,7 @@ def test_a_step_reads_nothing_to_the_host(
 ) -> None:
     made = DRAFTERS[drafter](shapes_only)
     assert made.needs.on_device
-    step = Step(Target(shapes_only), made, rule, CAPACITY, MAX_LENGTH)
+    step = Step(*put_together(shapes_only, made), rule, CAPACITY, MAX_LENGTH)
     step.sampler.start(1, SETTINGS[settings], [1, 2])
     assert step.sampler.kinds  # settings go to the device before the step
     with torch.inference_mode():
@@ -206,7 +219,7 @@ def test_equal_kinds_run_the_same_operations(
     sets += [[*SETTINGS.values()][:3], [SamplingParams(), SAMPLED], [SAMPLED, SamplingParams(), SAMPLED]]
     found: dict[object, list[str]] = {}
     for chosen in sets:
-        step = Step(Target(shapes_only), DRAFTERS[drafter](shapes_only), rule, CAPACITY, MAX_LENGTH)
+        step = Step(*put_together(shapes_only, DRAFTERS[drafter](shapes_only)), rule, CAPACITY, MAX_LENGTH)
         for slot, params in enumerate(chosen):
             step.sampler.start(slot, params, [1, 2])
         kinds = step.sampler.kinds
@@ -237,7 +250,7 @@ def test_what_outlives_a_step_stays_where_it_is(
     drafter: str, launches: list[str], shapes_only: PreTrainedModel
 ) -> None:
     """A CUDA graph writes to the tensors that it was captured with: a new one in their place would never be seen."""
-    step = Step(Target(shapes_only), DRAFTERS[drafter](shapes_only), Coupled(), CAPACITY, MAX_LENGTH)
+    step = Step(*put_together(shapes_only, DRAFTERS[drafter](shapes_only)), Coupled(), CAPACITY, MAX_LENGTH)
     step.sampler.start(0, SETTINGS["penalised"], [1, 2])
     assert step.sampler.kinds
     with torch.inference_mode():
@@ -284,7 +297,9 @@ class DeviceNGram(NGram):
         return DeviceTexts(self, capacity, max_length, device)
 
 
-@pytest.mark.parametrize("name", ["ngram", "recycling", "draft_model, chain", "draft_model, best_first", "scripted"])
+@pytest.mark.parametrize(
+    "name", ["ngram", "recycling", "draft_model, chain", "draft_model, best_first", "medusa", "hydra", "scripted"]
+)
 def test_captured_steps_write_the_same_texts(name: str) -> None:
     model = make_model(dtype=torch.float64)
     target = Target(model)
@@ -298,7 +313,7 @@ def test_captured_steps_write_the_same_texts(name: str) -> None:
         made.append(Replayed(function))
         return made[-1]
 
-    step = CapturedStep(target, drafter, Coupled(), CAPACITY, MAX_LENGTH, Graphs(make))
+    step = CapturedStep(*put_together(model, drafter), Coupled(), CAPACITY, MAX_LENGTH, Graphs(make))
     for _ in range(2):  # the second time with the first one's graphs
         assert served(step) == plain
         count = len(made)
@@ -386,7 +401,7 @@ def test_reading_late_changes_no_text(late: int, monkeypatch: pytest.MonkeyPatch
         return [texts[i] for i in range(len(REQUESTS))], stats
 
     drafters: list[Drafter] = [NoDrafter(), NGram(max_nodes=8), DraftModel(model, chain(3))]
-    drafters += [Suffix(remember=0), Recycling(chain(3), remember=False)]
+    drafters += [Suffix(remember=0), Recycling(chain(3), remember=False), Lookahead(3, 3, 2)]
     before = [run(drafter) for drafter in drafters]
     monkeypatch.setattr("specdec.decode.steps_late", lambda device: late)
     for drafter, (texts, stats) in zip(drafters, before, strict=True):

@@ -15,9 +15,11 @@ import yaml
 from specdec import loading
 from specdec.core import Drafter
 from specdec.sampling import SamplingParams
+from specdec.target import Target, attach
 from specdec.tree.token_tree import TokenTree
 
 from ..fakes import Harness, check_shape, write_datastore
+from ..heads import make_head
 from ..models import byte_tokenizer, make_model
 
 VOCAB = 40
@@ -35,6 +37,8 @@ def make_spec(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The yaml with those of the settings that it and the drafters within it take."""
     spec = yaml.safe_load((loading.CONF / "drafter" / f"{name}.yaml").read_text())
     taken = inspect.signature(loading.find_target(spec["_target_"])).parameters
+    if "head" in taken:
+        spec["head"] = make_head(name, Target(settings["model"]))
     spec |= {key: value for key, value in settings.items() if key in taken}
     if "drafters" in spec:
         spec["drafters"] = [make_spec(part, settings) for part in spec["drafters"]]
@@ -49,13 +53,13 @@ def corpus() -> Path:
 
 
 def make_drafter(name: str, **settings: Any) -> Drafter:
-    """As the yaml says, but for a tiny draft model in float64, where batching changes no token, a tiny corpus, and
-    tokenizers of letters."""
+    """As the yaml says, but for a tiny draft model in float64, where batching changes no token, a tiny corpus,
+    tokenizers of letters, and random heads on the tiny model."""
     settings["model"] = make_model(vocab_size=VOCAB, dtype=torch.float64)
     settings["path"] = corpus()
     settings["tokenizer"] = settings["draft_tokenizer"] = byte_tokenizer()
     made: Drafter = loading.build("drafter", make_spec(name, settings))
-    return made
+    return attach(made, Target(settings["model"], hidden_layers=made.needs.hidden_layers))
 
 
 @pytest.fixture(params=NAMES)
