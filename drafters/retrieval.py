@@ -10,6 +10,7 @@ from pathlib import Path
 
 from specdec.drafters.datastore import Datastore
 from specdec.drafters.text_drafter import TextDrafter
+from specdec.loading import ZOO
 from specdec.tree.likeliest import by_frequency
 
 
@@ -17,7 +18,8 @@ class Retrieval(TextDrafter[list[int]]):
     """See the module. A text is its last `longest` tokens.
 
     Args:
-        path: a datastore, made with the target's tokenizer by `specdec train experiment=train_retrieval`.
+        path: a datastore, made with the target's tokenizer by `specdec train experiment=train_retrieval`; or a shipped
+            one's name.
         longest, shortest: tokens of the text that are looked up: the longest suffix that occurs, or none.
         length: tokens of a continuation.
         samples: places that are looked at, spread evenly over all that match.
@@ -43,7 +45,8 @@ class Retrieval(TextDrafter[list[int]]):
             )
         super().__init__(max_nodes)
         self.longest, self.shortest, self.length, self.samples = longest, shortest, length, samples
-        self.datastore = Datastore(path)
+        shipped = ZOO / path / "datastore.bin"
+        self.datastore = Datastore(shipped if shipped.is_file() else path)
         self.vocab_size, self.tokenizer = self.datastore.vocab_size, self.datastore.tokenizer
 
     def read(self, prompts: list[list[int]], max_length: int) -> list[list[int]]:

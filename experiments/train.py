@@ -23,7 +23,7 @@ from specdec.experiments.training import checkpoint, datastore
 from specdec.experiments.training.datastore import DatastoreConfig, DatastoreResult
 from specdec.experiments.training.heads.command import train_head
 from specdec.experiments.training.heads.config import HeadTrainingConfig, check_settings
-from specdec.experiments.training.model_card import write_model_card
+from specdec.experiments.training.model_card import write_datastore_card, write_model_card
 from specdec.experiments.training.pretrain import PretrainConfig, Stage, pretrain, write_history
 from specdec.experiments.validation import check_keys, refuse_missing
 
@@ -47,7 +47,7 @@ def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) ->
     _claim(output, raw["training"])
     transformers_logging.disable_progress_bar()
     if isinstance(config, DatastoreConfig):
-        return _build_datastore(config, raw, console)
+        return _build_datastore(config, raw, overrides, console)
     done = _steps_done(output)
     if done:
         console.print(f"Going on from step {done} of {config.steps}: {output / checkpoint.FILE}", highlight=False)
@@ -72,13 +72,16 @@ def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) ->
     return result
 
 
-def _build_datastore(config: DatastoreConfig, raw: Mapping[str, Any], console: Console) -> DatastoreResult:
+def _build_datastore(
+    config: DatastoreConfig, raw: Mapping[str, Any], overrides: Sequence[str], console: Console
+) -> DatastoreResult:
     console.print("Reading the corpus", highlight=False)
     with Bar(console, 1, "Tokenising") as bar:
         result = datastore.build(config, lambda done, total: bar.advance(done=done, total=total))
     sources = [{f.name: getattr(s, f.name) for f in fields(s)} for s in result.sources]
     about = provenance.collect(provenance.command_line(), dict(raw), {"sources": sources})
     provenance.write(result.file.with_name("provenance.json"), about)
+    write_datastore_card(result.file.parent, str(raw["name"]), result, shlex.join(["specdec", "train", *overrides]))
     console.print(
         f"{result.file}: {result.tokens:,} tokens of {result.documents:,} texts, {result.file.stat().st_size:,} bytes",
         highlight=False,

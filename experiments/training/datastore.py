@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,14 @@ class DatastoreConfig:
         tokenizer: of the target: a zoo name, a folder or a hub id.
         packages: `stdlib` or names of installed distributions; held-out files (see corpus) stay out.
         files: text files, or patterns of such.
+        most_tokens: end there; None takes all. Texts come in an order of no meaning, so that a part is like the whole.
     """
 
     output: str
     tokenizer: str
     packages: Sequence[str] = ()
     files: Sequence[str] = ()
+    most_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ def check(config: DatastoreConfig) -> None:
     Raises:
         ValueError: there are no texts, no such tokenizer, or nothing to sort suffixes with.
     """
+    if config.most_tokens is not None and (type(config.most_tokens) is not int or config.most_tokens < 1):
+        raise ValueError(f"training.most_tokens is {config.most_tokens!r}; expected a whole number from 1 on, or null")
     if not config.packages and not config.files:
         raise ValueError("training.packages and training.files are empty; name a package or a text file")
     for pattern in config.files:
@@ -76,18 +81,24 @@ def build(config: DatastoreConfig, progress: Progress) -> DatastoreResult:
     texts += [Path(file).read_text(encoding="utf-8") for file in _files(config)]
     if not texts:
         raise ValueError("there is no text in training.packages and training.files; nothing to build")
+    if config.most_tokens is not None:
+        texts = random.Random(0).sample(texts, len(texts))
     separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
     pieces = []
+    count = 0
     for done, ids in enumerate(_encode(tokenizer, texts), 1):
         pieces.append(np.array([*ids, separator], dtype=np.uint32))
+        count += len(pieces[-1])
         progress(done, len(texts))
-    tokens = np.concatenate(pieces)  # [T]
+        if config.most_tokens is not None and count >= config.most_tokens:
+            break
+    tokens = np.concatenate(pieces)[: config.most_tokens]  # [T]
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     vocab_size = len(tokenizer)
     narrow = tokens.astype(np.uint16) if vocab_size <= 1 << 16 else tokens
     write(output / FILE, tokens, sort(narrow), vocab_size, separator, loading.fingerprint(tokenizer))
-    return DatastoreResult(output / FILE, sources, len(texts), len(tokens))
+    return DatastoreResult(output / FILE, sources, len(pieces), len(tokens))
 
 
 def _files(config: DatastoreConfig) -> list[str]:

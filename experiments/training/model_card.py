@@ -1,15 +1,16 @@
-"""The card of a trained model: what it is, what it saw, how well it does, and how to make it again."""
+"""The card of a trained model or a datastore: what it is, what it saw, how well it does, how to make it again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from specdec.experiments.records import write_text
-from specdec.experiments.training.corpus import HELD_OUT_PER_MILLE
+from specdec.experiments.training.corpus import HELD_OUT_PER_MILLE, Source
+from specdec.experiments.training.datastore import DatastoreResult
 from specdec.experiments.training.pretrain import PretrainResult
 
 
@@ -63,9 +64,7 @@ Python files of the packages below as they were installed, each text once, and {
 synthetic documents (renamings in functions of the training files, and random records in several formats) made by
 `experiments/training/synthetic.py`. Nothing was downloaded.
 
-| source | version | licence | files | bytes |
-|---|---|---|---|---|
-{chr(10).join(f"| {s.name} | {s.version} | {s.licence} | {s.files:,} | {s.bytes:,} |" for s in result.sources)}
+{sources_table(result.sources)}
 
 What it saw is under: {"; ".join(licences)}.
 
@@ -77,6 +76,39 @@ machine. Bits per byte are taken over the first 512 tokens of up to 64 of them.
 {chr(10).join(held_out)}
 """
     write_text(folder / "README.md", text)
+
+
+def write_datastore_card(folder: Path, name: str, result: DatastoreResult, command: str) -> None:
+    """Write README.md beside a datastore.
+
+    Args:
+        command: that was run.
+    """
+    licences = sorted({s.licence for s in result.sources})
+    text = f"""# {name}
+
+A datastore for `drafter=retrieval`: {result.tokens:,} tokens of {result.documents:,} texts, and their suffix array. It
+holds the texts themselves, as tokens of the target's tokenizer, whose fingerprint is inside.
+
+## Made by
+
+    {command}
+
+## Texts
+
+Taken from the sources below, without the files held out for measuring (see `experiments/training/corpus.py`).
+
+{sources_table(result.sources)}
+
+What it holds is under: {"; ".join(licences) or "the licences of the files it was given"}.
+"""
+    write_text(folder / "README.md", text)
+
+
+def sources_table(sources: Sequence[Source]) -> str:
+    """One line for every source, in Markdown."""
+    rows = [f"| {s.name} | {s.version} | {s.licence} | {s.files:,} | {s.bytes:,} |" for s in sources]
+    return "\n".join(["| source | version | licence | files | bytes |", "|---|---|---|---|---|", *rows])
 
 
 def _earlier(start: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -16,7 +17,9 @@ from specdec.experiments.cli import main
 from specdec.experiments.training import corpus, datastore
 
 FILES = list((loading.CONF / "experiment").glob("train_*.yaml"))
-OTHERS = {"train_retrieval"} | {file.stem for file in FILES if "/training/" in file.read_text()}  # see tests/.../heads
+OTHERS = {"train_retrieval", "train_tiny_datastore"} | {
+    file.stem for file in FILES if "/training/" in file.read_text()
+}  # see tests/.../heads
 TRAININGS = sorted({file.stem for file in FILES} - OTHERS)
 SHORT = {
     "packages": "[rich]",
@@ -121,7 +124,8 @@ def test_a_datastore_is_built_and_drafts_from_it(sorts_suffixes, target, tmp_pat
     assert "of 1 texts" in capsys.readouterr().out
     folder = tmp_path / "outputs" / "train_retrieval"
     assert json.loads((folder / "provenance.json").read_text())["data"]["sources"] == []
-    decoder = SpeculativeDecoder.from_pretrained(str(target), drafter="retrieval")  # finds it where it was written
+    drafter = {**loading.read_yaml("drafter", "retrieval"), "path": str(folder / "datastore.bin")}
+    decoder = SpeculativeDecoder.from_pretrained(str(target), drafter=drafter)
     found = decoder.engine.drafter.datastore
     ids = decoder.tokenizer("import os\nimport sys\n")["input_ids"]
     match = found.find(ids[:-2], 2)
@@ -136,7 +140,17 @@ def test_a_datastore_without_held_out_files(sorts_suffixes, target, tmp_path, mo
     kept = [d for d in documents if not d.held_out]
     assert 0 < len(kept) < 200
     monkeypatch.setattr(datastore, "read_corpus", lambda packages: (documents, []))
-    assert datastore.build(config, lambda done, total: None).documents == len(kept)
+    whole = datastore.build(config, lambda done, total: None)
+    assert whole.documents == len(kept)
+    half = datastore.build(replace(config, most_tokens=whole.tokens // 2), lambda done, total: None)
+    assert half.tokens == whole.tokens // 2 and half.documents < whole.documents
+
+
+def test_the_shipped_datastore():
+    """It is there under its name, and its tokenizer is the shipped target's."""
+    drafter = loading.build("drafter", "retrieval")
+    assert drafter.datastore.tokenizer == loading.fingerprint(loading.load_tokenizer("tiny"))
+    assert drafter.datastore.tokens == 1_500_000
 
 
 def test_what_a_datastore_cannot_be_built_from(sorts_suffixes, tmp_path, monkeypatch, capsys):
@@ -146,6 +160,7 @@ def test_what_a_datastore_cannot_be_built_from(sorts_suffixes, tmp_path, monkeyp
         assert main(["train", "experiment=train_retrieval", *settings]) == 1
         return capsys.readouterr().err
 
+    assert "training.most_tokens is 0; expected" in error("training.most_tokens=0")
     assert "training.packages and training.files are empty" in error("training.packages=[]")
     assert "'no*.txt' matches no file" in error("training.files=[no*.txt]")
     assert "unknown model 'tinny'" in error("training.tokenizer=tinny")
