@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from specdec.drafters.medusa_files import Export
 from specdec.drafters.medusa_head import Config, MedusaHead, zeros
+from specdec.heads import Export
 
 
 class HydraHead(MedusaHead):

@@ -7,26 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specdec.heads import Export
+
 if TYPE_CHECKING:
     from specdec.drafters.medusa_head import MedusaHead
 
 Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Export:
-    """What a foreign format's folder holds: config.json, and tensors in the file `weights`."""
-
-    config: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    weights: str = "model.safetensors"
 
 
 def read_foreign(settings: Mapping[str, Any], tensors: Tensors, name: str | Path) -> tuple[dict[str, Any], Tensors]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec.drafters import medusa_files
-from specdec.heads import load_weights, make_config, read_head, write_head
+from specdec.heads import Export, load_weights, make_config, read_head, write_head
 from specdec.loading import HEAD_KEY
 from specdec.target import Target
 
@@ -72,7 +72,7 @@ class MedusaHead(nn.Module):
     """All K heads. See the module, and `TrainableHead` for what `specdec train` does with them."""
 
     kind: ClassVar[str] = "medusa"
-    formats: ClassVar[Mapping[str, Callable[[Any, Any], medusa_files.Export]]] = medusa_files.FORMATS
+    formats: ClassVar[Mapping[str, Callable[[Any, Any], Export]]] = medusa_files.FORMATS
     hidden_layers: tuple[int, ...] = (-1,)
 
     def __init__(self, config: Config):

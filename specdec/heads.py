@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from copy import copy, deepcopy
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -94,17 +94,24 @@ def write_head(folder: str | Path, kind: str, config: object, tensors: Mapping[s
         tensors: of the head, without what it was bound to.
     """
     settings: dict[str, Any] = asdict(config)  # type: ignore[call-overload]
-    write_files(folder, {HEAD_KEY: kind} | settings, tensors)
+    Export({HEAD_KEY: kind} | settings, tensors).save(folder)
 
 
-def write_files(
-    folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: str = WEIGHTS
-) -> None:
-    """A config.json and one safetensors file, as they are."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, folder / weights, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What a folder of some format holds: config.json, and tensors in the file `weights`."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    weights: str = WEIGHTS
+
+    def save(self, folder: str | Path) -> None:
+        """Write it; the folder is made if it is not there."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: x.detach().cpu().contiguous() for name, x in self.tensors.items()}
+        save_file(tensors, folder / self.weights, {"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
 
 
 def make_config(cls: type[ConfigT], kind: str, config: Mapping[str, Any], name: str | Path) -> ConfigT:

@@ -262,8 +262,7 @@ def test_saved_and_loaded(kind: str, model: PreTrainedModel, tmp_path: Path) -> 
 def test_foreign_formats_round_trip(format: str, kind: str, model: PreTrainedModel, tmp_path: Path) -> None:
     """The same proposals, bit for bit."""
     drafter = make_drafter(kind, model)
-    export = drafter.head.formats[format](bound(drafter.head, Target(model)), model)
-    heads.write_files(tmp_path, export.config, export.tensors, export.weights)
+    drafter.head.formats[format](bound(drafter.head, Target(model)), model).save(tmp_path)
     again = Medusa(tmp_path)
     assert again.head.depth == K
     for got, wanted in zip(proposals(again, model), proposals(drafter, model), strict=True):
@@ -298,7 +297,7 @@ def test_medusa_folders(tmp_path: Path) -> None:
 def test_vllm_folders_without_bias(model: PreTrainedModel, tmp_path: Path) -> None:
     export = MedusaHead.formats["vllm"](bound(make_drafter("medusa", model).head, Target(model)), model)
     tensors = {key: x for key, x in export.tensors.items() if not key.endswith("bias")}
-    heads.write_files(tmp_path, {**export.config, "medusa_fc_bias": False}, tensors)
+    heads.Export({**export.config, "medusa_fc_bias": False}, tensors).save(tmp_path)
     loaded = MedusaHead.load(tmp_path).state_dict()
     assert not loaded["blocks.0.layers.0.bias"].any()
     assert torch.equal(loaded["blocks.0.layers.0.weight"], export.tensors["blocks.0.layers.0.weight"])
