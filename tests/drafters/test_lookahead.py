@@ -179,5 +179,5 @@ def test_nothing_is_read_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("wrong", [{"window": 0}, {"ngram": 2}, {"guesses": 0}, {"pool": 14}])
 def test_refuses(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="lookahead needs window >= 1, ngram >= 3, guesses >= 1 and a pool of at least"):
+    with pytest.raises(ValueError, match="needs window >= 1, ngram >= 3, guesses >= 1 and a pool of at least window"):
         Lookahead(**wrong)
