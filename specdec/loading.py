@@ -92,6 +92,8 @@ def instantiate(spec: Mapping[str, Any], allow_targets: Collection[str] = (), wh
             arguments[key] = instantiate(value, allow_targets, f"{what}.{key}")
         elif key == "tree" and isinstance(value, str):
             arguments[key] = build("tree", value, allow_targets=allow_targets)
+        elif key == "drafter" and isinstance(value, str):
+            arguments[key] = build("drafter", value, allow_targets=allow_targets)
         elif key == "drafters" and isinstance(value, list):
             arguments[key] = [build("drafter", part, allow_targets=allow_targets) for part in value]
     return function(**arguments)
@@ -104,6 +106,8 @@ def check(spec: Mapping[str, Any], allow_targets: Collection[str] = (), what: st
             value = read_yaml("tree", value) if "." not in value else {"_target_": value}
         if isinstance(value, Mapping) and "_target_" in value:
             check(value, allow_targets, f"{what}.{key}")
+        elif key == "drafter" and isinstance(value, str):
+            check_spec("drafter", value, allow_targets)
         elif key == "drafters" and isinstance(value, list):
             for part in value:
                 check_spec("drafter", part, allow_targets)
