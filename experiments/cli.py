@@ -10,6 +10,7 @@ USAGE = """specdec: speculative decoding research
 
   specdec run experiment=demo        compare methods with plain decoding; `specdec run --help` lists what there is
   specdec train experiment=...       make a shipped model again, or one like it
+  specdec export drafter=...         write a head or a draft model as another engine reads it
   specdec report DIR...              write report.html of finished runs again
   specdec bench ...                  time the kernels against their rivals; `specdec bench` lists what there is
   specdec --version
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], None]] = {
         "run": _run,
         "train": _train,
+        "export": _export,
         "report": _report,
         "bench": _bench,
     }
@@ -75,6 +77,12 @@ def _train(arguments: list[str]) -> None:
     from specdec.experiments.hydra_app import launch
 
     launch("train", arguments)
+
+
+def _export(arguments: list[str]) -> None:
+    from specdec.experiments.hydra_app import launch
+
+    launch("export", arguments)
 
 
 def _report(arguments: list[str]) -> None:

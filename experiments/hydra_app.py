@@ -1,4 +1,4 @@
-"""`specdec run` and `specdec train` as Hydra apps, with mistakes told in one line."""
+"""`specdec run`, `specdec train` and `specdec export` as Hydra apps, with mistakes told in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def launch(command: str, arguments: list[str]) -> None:
         ValueError: anything is wrong with what was asked for.
         KeyboardInterrupt: stopped; its text says how to go on.
     """
-    tasks: dict[str, Callable[[DictConfig], None]] = {"run": _run_job, "train": _train_job}
+    tasks: dict[str, Callable[[DictConfig], None]] = {"run": _run_job, "train": _train_job, "export": _export_job}
     experiment = next((a for a in arguments if a.startswith("experiment=")), "")
     if command == "train" and experiment and not experiment.startswith("experiment=train_"):
         raise ValueError(
@@ -134,6 +134,12 @@ def _train_job(config: DictConfig) -> None:
     from specdec.experiments.train import train
 
     _job(lambda raw, folder, overrides: train(raw, overrides, Console(highlight=False)), config, "train")
+
+
+def _export_job(config: DictConfig) -> None:
+    from specdec.experiments.export import export
+
+    _job(lambda raw, folder, overrides: print(export(raw)), config, "export")
 
 
 def _job(task: Callable[[dict[str, Any], Path, list[str]], object], config: DictConfig, command: str) -> None:
