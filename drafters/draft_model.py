@@ -7,7 +7,7 @@ forward over that level's nodes; their KV waits in the scratch places until the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from specdec.core import DraftNeeds, TargetOutput, TreePolicy, Verdict
 from specdec.sampling import DraftNoise
 from specdec.target import Target
 from specdec.tree.grow import Expand, Frontier, count_expanded, grow
+from specdec.tree.shallow import Shallow
 from specdec.tree.static import chain
 from specdec.tree.token_tree import WORD_BITS, TokenTree, num_words
 
@@ -32,12 +33,14 @@ class State:
         unread: `[B]` int64, an accepted token that the draft model has not read; -1 for none.
         expanded: `[B, N]` int64, scratch place of every node of the last tree, -1 if it was not run.
         device: of the target, where trees go.
+        skipped: `[B]` int64 each, roots of the steps since then for which nothing was drafted, unread as well.
     """
 
     model: Target
     unread: Tensor
     expanded: Tensor
     device: torch.device
+    skipped: list[Tensor] = field(default_factory=list)
 
 
 class DraftModel:
@@ -56,6 +59,7 @@ class DraftModel:
     """
 
     reads_own_tree: ClassVar[bool] = True  # a verdict tells which of its nodes' KV to keep
+    takes_levels: ClassVar[bool] = True
 
     def __init__(
         self, model: PreTrainedModel, tree: TreePolicy | None = None, backend: str = "auto", compile: bool = False
@@ -87,23 +91,41 @@ class DraftModel:
         for slot in slots:
             state.model.release(slot)
         state.model.prefill(slots, [[min(t, self.vocab_size - 1) for t in prompt] for prompt in prompts])
-        state.unread[slots] = -1
+        for unread in (state.unread, *state.skipped):
+            unread[slots] = -1
 
-    def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
-        """Read what is new, then grow a tree."""
+    def propose(self, state: State, roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
+        """Read what is new, then grow a tree, of the policy's first `levels` if that is not None."""
+        if levels == 0:
+            state.skipped.append(roots.to(state.model.device, copy=True))
+            return TokenTree.roots(roots)
         model = state.model
         roots = roots.to(model.device)
         if model.device.type != "cpu":  # there dead rows run too: not over the text of one that has ended
             model.lengths.mul_(roots >= 0)
+        self._catch_up(state)
         logits = fit_vocabulary(self._read(state, roots).to(state.device), noise.vocab_size)
         run = run_levels(model, roots >= 0, self._expanded)
 
         def expand(frontier: Frontier) -> Tensor:
             return fit_vocabulary(run(frontier).to(state.device), noise.vocab_size)
 
-        grown = grow(self.policy, roots.to(state.device), logits, expand, noise)
+        policy = self.policy if levels is None or levels >= self.policy.depth else Shallow(self.policy, levels)
+        grown = grow(policy, roots.to(state.device), logits, expand, noise)
         state.expanded[:, : grown.expanded.shape[1]] = grown.expanded
         return grown.tree
+
+    def _catch_up(self, state: State) -> None:
+        """Read what was written while nothing was drafted."""
+        if not state.skipped:
+            return
+        rows = torch.stack([state.unread, *state.skipped], 1).clamp_max(self.vocab_size - 1).tolist()  # [B, 1 + steps]
+        texts = {slot: [t for t in row if t >= 0] for slot, row in enumerate(rows)}
+        behind = [slot for slot, text in texts.items() if text]
+        if behind:
+            state.model.prefill(behind, [texts[slot] for slot in behind])
+        state.unread.fill_(-1)
+        state.skipped.clear()
 
     def _read(self, state: State, roots: Tensor) -> Tensor:
         """Commit the unread token and the root to the draft model's text; its logits `[B, V]` after the root."""

@@ -9,6 +9,8 @@ Saxena, Prompt Lookup Decoding (github.com/apoorvumang/prompt-lookup-decoding), 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -131,6 +133,8 @@ class NGram:
         ValueError: a number is out of range.
     """
 
+    takes_levels: ClassVar[bool] = True
+
     def __init__(
         self, max_ngram: int = 3, min_ngram: int = 1, length: int = 8, continuations: int = 2, max_nodes: int = 16
     ):
@@ -152,10 +156,10 @@ class NGram:
         """The prompts are the first texts."""
         state.enter(slots, prompts)
 
-    def propose(self, state: Texts, roots: Tensor, noise: DraftNoise) -> TokenTree:
-        """The root is new to the text: add it, then look up."""
+    def propose(self, state: Texts, roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
+        """The root is new to the text: add it, then look up, unless no `levels` are wanted."""
         state.append(roots[:, None], (roots >= 0).int())
-        return state.trees(roots)
+        return TokenTree.roots(roots) if levels == 0 else state.trees(roots)
 
     def observe(self, state: Texts, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
         """Add the accepted tokens; the next root comes with the next proposal."""

@@ -67,8 +67,8 @@ class TextKeeper(ABC, Generic[Text]):
         state.texts.update(zip(slots, self.read(prompts, state.max_length), strict=True))
         state.entered.update(slots)
 
-    def propose(self, state: State[Text], roots: Tensor, noise: DraftNoise) -> TokenTree:
-        """A tree after every text."""
+    def propose(self, state: State[Text], roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
+        """A tree after every text; only roots if no `levels` are wanted."""
         if state.entered:
             first = roots.tolist()
             for slot in state.entered:
@@ -77,6 +77,8 @@ class TextKeeper(ABC, Generic[Text]):
                 else:
                     del state.texts[slot]
             state.entered.clear()
+        if levels == 0:
+            return TokenTree.roots(roots)
         trees = self.drafts(state, noise.vocab_size)
         return TokenTree.from_lists(trees, state.device).only(roots >= 0)
 
@@ -91,6 +93,8 @@ class TextKeeper(ABC, Generic[Text]):
 
 class TextDrafter(TextKeeper[Text]):
     """A drafter that looks at one text at a time."""
+
+    takes_levels: ClassVar[bool] = True
 
     @abstractmethod
     def draft(self, text: Text, vocab_size: int) -> tuple[list[int], list[int]]:

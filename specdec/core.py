@@ -93,7 +93,10 @@ class Drafter(Protocol):
         vocab_size, hidden_size: the target must have the same.
         tokenizer: `loading.fingerprint` of the one it was made with, which must be the target's.
         synthetic: it knows the text beforehand, to study costs; results say so beside its name.
-        reads_own_tree: `observe` wants the tree that this drafter proposed, and no other one with the same root.
+        reads_own_tree: `observe` wants the tree that this drafter proposed, or its first nodes, and no other one with
+            the same root.
+        takes_levels: `propose` has a last argument `levels`, None for all: no more are wanted below the roots. With 0
+            nothing is drafted, and the drafter reads what it had to read when it is asked for more.
         attach(target): gives this drafter as it works with that Target, whose embedding, head or layers it uses; raises
             a ValueError where it does not fit. Called once, when the two are put together, before `open`.
     """

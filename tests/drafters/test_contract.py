@@ -40,6 +40,8 @@ def make_spec(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     if "head" in taken:
         spec["head"] = make_head(name, Target(settings["model"]))
     spec |= {key: value for key, value in settings.items() if key in taken}
+    if isinstance(spec.get("drafter"), str):
+        spec["drafter"] = make_spec(spec["drafter"], settings)
     if "drafters" in spec:
         spec["drafters"] = [make_spec(part, settings) for part in spec["drafters"]]
     return spec
@@ -69,8 +71,9 @@ def drafter(request: pytest.FixtureRequest) -> Drafter:
 
 @pytest.fixture(params=NAMES)
 def forgetful(request: pytest.FixtureRequest) -> Drafter:
-    """Without what it learns from other requests, which may change drafts, if never a text."""
-    return make_drafter(request.param, remember=0)
+    """Without what it learns from other requests, or does for the sake of the batch: these may change drafts, if never
+    a text."""
+    return make_drafter(request.param, remember=0, curve=0.0)
 
 
 @pytest.fixture(params=MODES)

@@ -1,0 +1,176 @@
+"""Any drafter, with trees as large as they have paid lately, and none where speculation would lose.
+
+Per slot, running acceptance by node and a measured cost curve say how many of the next tree's first nodes to verify
+(see `specdec.tree.budget`); where none pays, nothing is drafted but for a try now and then, out of an allowance.
+
+Guarantee: lossless with every rule that is. A tree's size depends on what became of trees before, never on what is
+drawn in this step. Under a rule whose text depends on drafts (`DraftNoise.shared` is False) a slot decides by its own
+past alone, as if all slots did the same: slots whose requests have the same seed share their noise, so that another
+slot's past may be this one's future, and a size that knew it would bias the text.
+Under a rule with shared noise, whose text is the same whatever is drafted, all slots decide together, by the number of
+live ones, and learn from each other and from earlier requests.
+
+Sizes are decided on the host, which reads a verdict a step: trees of a fixed shape in a CUDA graph would cost what full
+ones cost. On a GPU a drafter that would be part of the step's graph is run outside of it here.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from specdec.core import Drafter, TargetOutput, Verdict
+from specdec.sampling import DraftNoise
+from specdec.target import Target, attach
+from specdec.tree.budget import Account, StepCost, budget, chances
+from specdec.tree.cost import CostCurve, Curve, read_curve
+from specdec.tree.prefix import first_nodes
+from specdec.tree.token_tree import TokenTree
+
+ALL_DECAY = 0.98  # of what all slots have seen: many of them a step
+
+
+@dataclass(slots=True)
+class State:
+    """What became of the trees.
+
+    Attributes:
+        inner: the drafter's state.
+        capacity: slots.
+        levels: by number of nodes, levels that have to be drafted for them.
+        together: of all slots.
+        slots: of every slot with a request.
+        shared: whether the last trees were for a rule with shared noise.
+    """
+
+    inner: Any
+    capacity: int
+    levels: list[int]
+    together: Account
+    slots: dict[int, Account] = field(default_factory=dict)
+    shared: bool = True
+
+
+class Adaptive:
+    """See the module.
+
+    Args:
+        drafter: any; in a yaml a name, or a mapping with `_target_`.
+        curve: what a step costs: a file of `specdec bench curve`, what a row adds to the first one's cost, or None for
+            nothing.
+        draft_cost: of drafting a level, in steps of plain decoding (of a proposal, where a drafter cannot leave levels
+            out); None for what the curve's file says, or 0.
+        allowance: for tries, as a share of what plain decoding costs.
+        decay: weight of the past in a slot's running means.
+        remember: keep what was seen for later requests and other decoders.
+
+    Raises:
+        ValueError: a setting is out of range, or the curve is none.
+    """
+
+    reads_own_tree: ClassVar[bool] = True  # nodes are judged by their numbers
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        curve: Curve = None,
+        draft_cost: float | None = None,
+        allowance: float = 0.02,
+        decay: float = 0.9,
+        remember: bool = True,
+    ):
+        if draft_cost is None:
+            draft_cost = float((read_curve(curve) if isinstance(curve, str) else {}).get("draft_cost") or 0.0)
+        if draft_cost < 0 or allowance < 0 or not 0 < decay < 1:
+            raise ValueError(
+                "adaptive needs draft_cost >= 0, allowance >= 0 and decay between 0 and 1; "
+                f"got {draft_cost}, {allowance} and {decay}"
+            )
+        self.drafters = [drafter]  # looked over like the parts of `hybrid`
+        self.needs = replace(drafter.needs, on_device=False)
+        self.cost = StepCost(CostCurve.make(curve), draft_cost)
+        self.allowance, self.decay = allowance, decay
+        self._together = Account(ALL_DECAY) if remember else None
+
+    @property
+    def drafter(self) -> Drafter:
+        """The one within."""
+        return self.drafters[0]
+
+    @property
+    def _by_levels(self) -> bool:
+        return bool(getattr(self.drafter, "takes_levels", False))
+
+    def attach(self, target: Target) -> Adaptive:
+        """See Drafter."""
+        made = copy(self)
+        made.drafters = [attach(self.drafter, target)]
+        return made
+
+    def open(self, capacity: int, max_length: int, device: torch.device) -> State:
+        """The drafter's buffers, and nothing seen."""
+        inner = self.drafter.open(capacity, max_length, device)
+        levels = [0 if self._by_levels else 1, *[1] * (self.needs.max_nodes - 1)]
+        return State(inner, capacity, levels, self._together or Account(ALL_DECAY))
+
+    def warmup(self, capacity: int) -> None:
+        """That of the drafter, if it has one."""
+        if warmup := getattr(self.drafter, "warmup", None):
+            warmup(capacity)
+
+    def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
+        """Requests begin without a past of their own."""
+        self.drafter.start(state.inner, slots, prompts, prefill)
+        state.slots.update((slot, Account(self.decay)) for slot in slots)
+
+    def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
+        """The first nodes of the drafter's trees."""
+        state.shared = noise.shared
+        sizes = self._sizes(state)
+        largest = max(sizes)
+        tree = self._draft(state, roots, noise, largest)
+        if min(sizes) >= tree.max_nodes:
+            return tree
+        counts = torch.tensor(sizes, dtype=torch.int32, device=tree.sizes.device)
+        return first_nodes(tree, counts, min(largest, tree.max_nodes))
+
+    def _sizes(self, state: State) -> list[int]:
+        """Of every slot's tree, on the host."""
+        sizes = [1] * state.capacity
+        count = self.needs.max_nodes - 1
+        live = sorted(state.slots)
+        for group in [live] * bool(live) if state.shared else [[slot] for slot in live]:
+            payer, others = (state.together, state.together) if state.shared else (state.slots[group[0]], None)
+            known = [chances(state.slots[slot], others, count) for slot in group]
+            copies = 1 if state.shared else state.capacity
+            chosen = budget(known, state.levels, copies, self.cost, payer, self.allowance)
+            for slot, size in zip(group, chosen, strict=True):
+                sizes[slot] = size
+        return sizes
+
+    def _draft(self, state: State, roots: Tensor, noise: DraftNoise, largest: int) -> TokenTree:
+        if not self._by_levels:
+            return self.drafter.propose(state.inner, roots, noise)
+        levels = None if largest == self.needs.max_nodes else state.levels[largest - 1]
+        inner: Any = self.drafter
+        tree: TokenTree = inner.propose(state.inner, roots, noise, levels=levels)
+        if levels is None:
+            for node, depth in enumerate(tree.depths.amax(0).cummax(0).values.tolist()):
+                state.levels[node] = depth
+        return tree
+
+    def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
+        """The drafter learns, and nodes are judged; who has ended is forgotten."""
+        self.drafter.observe(state.inner, tree, verdict, output)
+        rows = torch.cat([verdict.num_accepted[:, None].long(), tree.sizes[:, None].long(), verdict.path], 1).tolist()
+        for slot, (count, size, *path) in enumerate(rows):
+            if not count:
+                state.slots.pop(slot, None)
+                continue
+            state.slots[slot].observe(path[:count], size)
+            if state.shared:
+                state.together.observe(path[:count], size)
