@@ -31,7 +31,10 @@ LEVELS = (
 # Where that says too little.
 ONLY = {
     "kernels": {"kernels", "noise"},  # a kernel is tensors in, tensors out; its noise is the loop's
-    "drafters": {"drafters", "tree", "sampling", "noise", "core", "target", "loading", "heads", "kernels"},
+    "drafters": {
+        *("drafters", "tree", "sampling", "noise", "core", "target", "loading", "heads", "kernels"),
+        *("attention", "cache", "packing"),  # for heads with layers of their own
+    },
 }
 EVERYTHING = {"experiments"}
 

@@ -1,0 +1,215 @@
+"""EAGLE: one decoder layer over the target's own features writes the draft (see `eagle_head` for papers and pairs).
+
+The head has a cache of its own, in which a text's pairs lie as their features came from the target. So what a step
+accepts is run again, with the features that the target put out meanwhile: all accepted pairs as a chain, the root's the
+last, at the beginning of the next proposal. Then every level of the tree is one pass over that level's nodes, whose
+features are the head's guesses; their keys and values are left behind.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from specdec.attention import choose_backend, plugged_in
+from specdec.cache import CacheView, LayerShape, TreeCache
+from specdec.core import DraftNeeds, TargetOutput, TreePolicy, Verdict
+from specdec.drafters.draft_model import fit_vocabulary
+from specdec.drafters.eagle_head import EagleHead
+from specdec.heads import bound
+from specdec.kernels.tree_attention import Backend
+from specdec.packing import Rows, pack_chains, pack_nodes
+from specdec.sampling import DraftNoise
+from specdec.target import PREFILL_ROWS, ROOM_STEP, Target
+from specdec.tree.best_first import BestFirst
+from specdec.tree.grow import Frontier, count_expanded, grow
+from specdec.tree.levels import Levels
+from specdec.tree.token_tree import TokenTree
+
+
+@dataclass(slots=True)
+class State:
+    """The head's keys and values, and the pairs that wait for the next proposal. D is the tree's depth.
+
+    Attributes:
+        cache: a text's pairs; pair number i, of token i + 1, is at place i.
+        tokens: `[B, D + 1]` int64; the last one of a slot is its root, and written when that is known.
+        features: `[B, D + 1, E]`, each of the place before its token.
+        counts: `[B]` int32, how many pairs wait.
+        longest: tokens of a text, at most: what lies behind them is never read.
+        tree: the last proposal.
+    """
+
+    cache: TreeCache
+    tokens: Tensor
+    features: Tensor
+    counts: Tensor
+    longest: int
+    tree: TokenTree | None = None
+
+
+class Eagle:
+    """See the module.
+
+    Args:
+        head: a trained head: zoo name, folder or hub id, ours or another project's (see `eagle_formats`), or itself.
+        tree: the shape of the drafts; EAGLE-2's best-first tree by default.
+        target_layers: decoder layers of the target, for heads whose files do not say which of them they read.
+        backend: of the head's attention.
+
+    Raises:
+        ValueError: there is no such head, or it drafts fewer tokens than a node has children.
+    """
+
+    def __init__(
+        self,
+        head: str | Path | EagleHead,
+        tree: TreePolicy | None = None,
+        target_layers: int | None = None,
+        backend: str = "auto",
+    ):
+        self.head = head if isinstance(head, EagleHead) else EagleHead.load(head, target_layers)
+        self.policy = tree if tree is not None else BestFirst()
+        self.backend = backend
+        self.vocab_size, self.hidden_size = self.head.vocab_size, self.head.hidden_size
+        self.needs = DraftNeeds(self.policy.max_nodes, self.head.hidden_layers, on_device=True)
+        widest, tokens = max(map(self.policy.branching, range(self.policy.depth))), self.head.config.draft_vocab_size
+        if widest > tokens:
+            raise ValueError(f"the tree drafts {widest} children a node; the head drafts {tokens} tokens")
+        self._expanded = count_expanded(self.policy)
+
+    def attach(self, target: Target) -> Eagle:
+        """See Drafter.
+
+        Raises:
+            ValueError: the target has another width, vocabulary or number of layers than the head's.
+        """
+        config, model = self.head.config, target.model.config.get_text_config()
+        layers = model.num_hidden_layers
+        if config.target_layers not in (None, layers):
+            raise ValueError(
+                f"the head was made for a target of {config.target_layers} layers, this one has {layers}; "
+                "use one made for this target"
+            )
+        made = copy(self)
+        made.head = bound(self.head, target)
+        return made
+
+    def open(self, capacity: int, max_length: int, device: torch.device) -> State:
+        """A cache with room for every node that growing a tree can run, behind what waits."""
+        layer, width, dtype = self.head.decoder, self.policy.depth + 1, self.head.dtype
+        room = max_length + width + self._expanded
+        if device.type != "cpu":  # kernels are compiled for a number of places
+            room = -(-room // ROOM_STEP) * ROOM_STEP
+        shape = LayerShape(layer.num_key_value_heads, layer.head_dim, layer.head_dim, dtype)
+        return State(
+            TreeCache([shape], capacity, room, device),
+            torch.zeros(capacity, width, dtype=torch.int64, device=device),
+            torch.zeros(capacity, width, layer.hidden_size, dtype=dtype, device=device),
+            torch.zeros(capacity, dtype=torch.int32, device=device),
+            max_length,
+        )
+
+    @torch.inference_mode()
+    def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
+        """Run the prompts' pairs. The root's waits: its feature is that of the prompt's last token."""
+        features = self.head.fuse(prefill.hidden)  # [b, L, E]
+        device, step = state.cache.device, max(1, PREFILL_ROWS // len(slots))
+        for slot in slots:
+            state.cache.release(slot)
+        for low in range(1, max(map(len, prompts)), step):  # the first token has no pair
+            live = sorted((i for i, prompt in enumerate(prompts) if len(prompt) > low), key=lambda i: slots[i])
+            pieces, where = [prompts[i][low : low + step] for i in live], [slots[i] for i in live]
+            counts = [len(piece) for piece in pieces]
+            rows = pack_chains(state.cache, where, counts, self._backend(state))
+            tokens = torch.tensor([token for piece in pieces for token in piece], device=device)  # [R]
+            before = [features[i, low - 1 : low - 1 + n] for i, n in zip(live, counts, strict=True)]
+            self._run_rows(state, rows, tokens, torch.cat(before))
+            state.cache.append(torch.tensor(where, device=device), torch.tensor(counts, device=device))
+        for i, slot in enumerate(slots):
+            state.features[slot, 0] = features[i, len(prompts[i]) - 1]
+            state.counts[slot] = 1
+
+    @torch.inference_mode()
+    def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
+        """Run what waits, then grow a tree."""
+        live = roots >= 0
+        if state.cache.device.type != "cpu":  # there dead rows run too: not over the text of one that has ended
+            state.cache.lengths.mul_(live)
+        last = (state.counts.long() - 1).clamp_min(0)[:, None]  # [B, 1]
+        state.tokens.scatter_(1, last, roots.clamp_min(0)[:, None])
+        counts = torch.where(live, state.counts, 0)
+        features = self._run_chain(state, state.tokens, state.features, counts)
+        above = features.gather(1, last[..., None].expand(-1, -1, features.shape[-1]))  # [B, 1, E]: the root's
+        levels = Levels(len(roots), self._expanded, roots.device)
+
+        def expand(frontier: Frontier) -> Tensor:
+            nonlocal above
+            width = frontier.tokens.shape[1]
+            above = above.gather(1, frontier.parents[..., None].expand(-1, -1, above.shape[-1]))  # [B, F, E]
+            place = levels.place(frontier)
+            many = live.to(torch.int32) * width
+            rows = pack_nodes(state.cache, place.depths, place.words, many, place.first, self._backend(state))
+            above = self._run(state, rows, frontier.tokens, above)
+            return fit_vocabulary(self.head.logits(above), noise.vocab_size)
+
+        root_logits = fit_vocabulary(self.head.logits(above), noise.vocab_size)[:, 0]  # [B, V]
+        state.tree = grow(self.policy, roots, root_logits, expand, noise).tree
+        return state.tree
+
+    @torch.inference_mode()
+    def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
+        """Keep the accepted tokens and the new root with the target's features before them.
+
+        A tree that is not ours may be accepted further down than there is room for what waits: the first of its pairs
+        are run at once.
+        """
+        width = state.tokens.shape[1]
+        most = min(verdict.path.shape[1], width if tree is state.tree else tree.max_nodes)
+        path = verdict.path[:, :most].clamp_min(0)[..., None]  # [B, D, 1]
+        hidden = {layer: x.gather(1, path.expand(-1, -1, x.shape[-1])) for layer, x in output.hidden.items()}
+        tokens, features = verdict.emitted(tree)[:, :most], self.head.fuse(hidden)  # [B, D], [B, D, E]
+        counts = verdict.num_accepted.to(torch.int32)
+        if most > width:
+            early = (counts - width).clamp_min(0)  # [B]
+            for low in range(0, most - width, width):
+                piece = slice(low, min(low + width, most - width))
+                self._run_chain(state, tokens[:, piece], features[:, piece], (early - low).clamp(0, width))
+            waiting = early.long()[:, None] + torch.arange(width, device=tokens.device)  # [B, width]
+            tokens = tokens.gather(1, waiting)
+            features = features.gather(1, waiting[..., None].expand(-1, -1, features.shape[-1]))
+            counts = counts - early
+        state.tokens[:, : tokens.shape[1]] = tokens
+        state.features[:, : tokens.shape[1]] = features
+        state.counts.copy_(counts)
+
+    def _run_chain(self, state: State, tokens: Tensor, features: Tensor, counts: Tensor) -> Tensor:
+        """Run the first `counts` `[B]` of the pairs `[B, W]` as they follow the texts, and keep them there."""
+        state.cache.lengths.clamp_(max=state.longest)
+        chain = TokenTree.chain(tokens)
+        rows = pack_nodes(state.cache, chain.depths, chain.words, counts, 0, self._backend(state))
+        found = self._run(state, rows, tokens, features)
+        state.cache.append(torch.arange(len(tokens), device=tokens.device), counts)
+        return found
+
+    def _run(self, state: State, rows: Rows | None, tokens: Tensor, features: Tensor) -> Tensor:
+        """Pairs of `[B, N]` tokens and `[B, N, E]` features; what comes out, zero where no row was."""
+        if rows is None:
+            return torch.zeros_like(features)
+        return rows.spread(self._run_rows(state, rows, rows.pick(tokens), rows.pick(features)))
+
+    def _run_rows(self, state: State, rows: Rows, tokens: Tensor, features: Tensor) -> Tensor:
+        """Packed pairs: `[R]` tokens and `[R, E]` features to `[R, E]`."""
+        view = CacheView(state.cache, rows.places)
+        with plugged_in([self.head.decoder]):
+            found: Tensor = self.head(
+                tokens[None], features[None], rows.positions[None], past_key_values=view, specdec_rows=rows.visible
+            )[0]
+        return found
+
+    def _backend(self, state: State) -> Backend:
+        return choose_backend(self.backend, state.cache.device)
