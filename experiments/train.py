@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from transformers import LlamaConfig
 from transformers.utils import logging as transformers_logging
@@ -18,16 +16,17 @@ from transformers.utils import logging as transformers_logging
 from specdec import loading
 from specdec.experiments import provenance
 from specdec.experiments.display import Bar
-from specdec.experiments.records import write_text
+from specdec.experiments.trackers.base import Guarded
 from specdec.experiments.training import checkpoint, datastore
 from specdec.experiments.training.datastore import DatastoreConfig, DatastoreResult
+from specdec.experiments.training.folder import claim, steps_done
 from specdec.experiments.training.heads.command import train_head
 from specdec.experiments.training.heads.config import HeadTrainingConfig, check_settings
 from specdec.experiments.training.model_card import write_datastore_card, write_model_card
 from specdec.experiments.training.pretrain import PretrainConfig, Stage, pretrain, write_history
 from specdec.experiments.validation import check_keys, refuse_missing
 
-FREE = {"output", "steps", "evaluate_every", "checkpoint_every", "threads"}  # may differ when a run goes on
+FREE = {"output", "steps", "evaluate_every", "checkpoint_every", "threads", "title"}  # may differ when a run goes on
 
 
 def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) -> object:
@@ -44,27 +43,31 @@ def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) ->
     if isinstance(config, HeadTrainingConfig):
         return train_head(config, raw, overrides, console)
     output = Path(config.output)
-    _claim(output, raw["training"])
+    claim(output, raw["training"], FREE)
     transformers_logging.disable_progress_bar()
     if isinstance(config, DatastoreConfig):
         return _build_datastore(config, raw, overrides, console)
-    done = _steps_done(output)
+    done = steps_done(output)
     if done:
         console.print(f"Going on from step {done} of {config.steps}: {output / checkpoint.FILE}", highlight=False)
     console.print("Reading the corpus", highlight=False)
     command = shlex.join(["specdec", "train", *overrides])
+    tracker = Guarded(loading.instantiate(raw["tracker"]))
+    tracker.start(output, str(raw["name"]), raw)
     with Bar(console, config.steps, "Training") as bar:
         bar.advance(done=done)
 
         def progress(step: int, steps: int, loss: float) -> None:
             bar.advance(f"loss {loss:.3f}", done=step)
+            tracker.log({"loss": loss}, step)
 
         result = pretrain(config, progress)
+    tracker.finish({"bits_per_byte": result.bits_per_byte})
     write_history(output / "history.jsonl", result.history)
     sources = [{f.name: getattr(s, f.name) for f in fields(s)} for s in result.sources]
     about = provenance.collect(provenance.command_line(), dict(raw), {"sources": sources})
     provenance.write(output / "provenance.json", about)
-    write_model_card(output, str(raw["name"]), raw["training"], result, command, torch.__version__)
+    write_model_card(output, config.title or str(raw["name"]), raw["training"], result, command, torch.__version__)
     console.print(
         f"{output}: {result.parameters:,} parameters, {result.bits_per_byte:.3f} bits per held-out byte; see README.md",
         highlight=False,
@@ -97,7 +100,7 @@ def parse(raw: Mapping[str, Any]) -> PretrainConfig | DatastoreConfig | HeadTrai
     """
     if "methods" in raw:
         raise ValueError("this configuration measures methods: start it with `specdec run`")
-    check_keys(raw, {"name", "training", "data", "target", "drafter", "allow_targets"}, "setting")
+    check_keys(raw, {"name", "training", "data", "target", "drafter", "tracker", "allow_targets"}, "setting")
     settings = raw["training"]
     if not isinstance(settings, Mapping):
         raise ValueError(
@@ -133,30 +136,3 @@ def parse(raw: Mapping[str, Any]) -> PretrainConfig | DatastoreConfig | HeadTrai
         raise ValueError("training.stages must reach until: 1.0, each with a length of at most tokens_per_step")
     named = {name: loading.model_path(v) for name in ("teacher", "tokenizer", "start") if (v := getattr(config, name))}
     return replace(config, stages=stages, **named)  # type: ignore[arg-type]
-
-
-def _claim(output: Path, settings: Mapping[str, Any]) -> None:
-    """See that `output` holds this training or none.
-
-    Raises:
-        ValueError: it holds another.
-    """
-    file = output / "training.yaml"
-    if file.exists():
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        keys = sorted(k for k in {**before, **settings} if before.get(k) != settings.get(k) and k not in FREE)
-        if keys:
-            raise ValueError(
-                f"{output} holds a training with another {', '.join(keys)}; give training.output=... another folder"
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(file, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
-
-
-def _steps_done(output: Path) -> int:
-    """Steps in the newest checkpoint."""
-    if not (output / checkpoint.FILE).exists():
-        return 0
-    with (output / checkpoint.FILE).open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        return int(json.loads(file.read(size))["__metadata__"]["step"])

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ class PretrainConfig:
     checkpoint_every: int = 100
     seed: int = 0
     threads: int = 0
+    title: str | None = None  # of the model card; None: the experiment's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,20 @@ def train_step(
     return float(loss.detach())
 
 
-def rate(step: int, config: PretrainConfig) -> float:
+class Schedule(Protocol):
+    """What decides the learning rate's course."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def warmup_steps(self) -> int: ...
+
+    @property
+    def decay_share(self) -> float: ...
+
+
+def rate(step: int, config: Schedule) -> float:
     """Warm-up, constant, linear fall: in (0, 1]."""
     fall = config.steps * config.decay_share
     return min((step + 1) / config.warmup_steps, 1.0, (config.steps - step) / fall)
@@ -224,7 +238,7 @@ def _windows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: i
             yield ids
 
 
-def write_history(path: Path, history: Sequence[tuple[int, float, float]]) -> None:
-    """The curve as JSON lines: step, training loss, held-out bits per byte."""
-    rows = ({"step": s, "loss": loss, "bits_per_byte": bits} for s, loss, bits in history)
+def write_history(path: Path, history: Sequence[tuple[int, float, float]], metric: str = "bits_per_byte") -> None:
+    """The curve as JSON lines: step, training loss, and the held-out metric under its name."""
+    rows = ({"step": s, "loss": loss, metric: value} for s, loss, value in history)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

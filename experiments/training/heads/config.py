@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from specdec import loading
+from specdec.experiments.training.heads.losses import LOSSES
 
 COUNTS = ("steps", "batch", "accumulate", "length", "anchors", "warmup_steps", "evaluate_every", "checkpoint_every")
 DATA_COUNTS = ("sequences", "held_out", "prompt_tokens", "new_tokens", "slots", "shard")
-LOSSES = ("ce", "kl", "tv", "lk", "lk_blend")  # see losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,8 @@ def check_settings(config: HeadTrainingConfig) -> HeadTrainingConfig:
     Raises:
         ValueError: one is out of its range; the message says which.
     """
+    if config.head is None and not config.only_data:
+        raise ValueError("training.head is not given; name the class of a head, as in conf/training/medusa.yaml")
     data = config.data
     counts = {f"training.{name}": getattr(config, name) for name in COUNTS}
     counts |= {f"data.{name}": getattr(data, name) for name in DATA_COUNTS}

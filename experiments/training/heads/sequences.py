@@ -50,6 +50,11 @@ class Sequences:
             self.tokens[np.repeat(chosen, self.lengths)], self.lengths[chosen], self.prompt_lengths[chosen]
         )
 
+    def row(self, number: int) -> list[int]:
+        """One sequence's ids."""
+        end = int(self.lengths[: number + 1].sum())
+        return [int(token) for token in self.tokens[end - self.lengths[number] : end]]
+
     def batch(self, rows: np.ndarray) -> Tensor:
         """`[B, L]` int64, right padded with 0. `rows` `[B]` are indices."""
         ends = self.lengths.cumsum()

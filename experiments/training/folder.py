@@ -1,0 +1,45 @@
+"""A training's output folder: whose it is, and how far that training has come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specdec.experiments.records import write_text
+from specdec.experiments.training import checkpoint
+
+FILE = "training.yaml"
+
+
+def claim(output: Path, settings: Mapping[str, Any], free: Collection[str]) -> None:
+    """See that `output` holds this training or none, and write its settings there.
+
+    Args:
+        free: settings that may differ when a training goes on.
+
+    Raises:
+        ValueError: it holds another.
+    """
+    file = output / FILE
+    if file.exists():
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        keys = sorted(k for k in {**before, **settings} if before.get(k) != settings.get(k) and k not in free)
+        if keys:
+            raise ValueError(
+                f"{output} holds a training with another {', '.join(keys)}; give training.output=... another folder"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(file, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+
+def steps_done(output: Path) -> int:
+    """Steps in the newest checkpoint."""
+    if not (output / checkpoint.FILE).exists():
+        return 0
+    with (output / checkpoint.FILE).open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return int(json.loads(file.read(size))["__metadata__"]["step"])
