@@ -16,12 +16,13 @@ USAGE = """specdec: speculative decoding research
   specdec --version
 
 Settings are given as name=value; conf/ in the package holds them all.
+Exit status: 0 done, 1 a mistake, 2 nothing asked for, 3 a method's losslessness check failed, 130 stopped.
 """
 EXTRA = 'pip install "specdec[experiments]"'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code. Every mistake is one line on stderr."""
+    """Run a subcommand; returns the exit code, see USAGE. Every mistake is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"specdec {specdec.__version__}")
         return 0
-    commands: dict[str, Callable[[list[str]], None]] = {
+    commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
         "train": _train,
         "export": _export,
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from specdec.loading import unknown
 
             raise unknown("command", name, commands)
-        commands[name](rest)
+        return commands[name](rest)
     except ModuleNotFoundError as error:
         if os.environ.get("SPECDEC_TRACEBACK") or (error.name or "").startswith("specdec"):
             raise
@@ -67,30 +68,34 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> int:
     from specdec.experiments.hydra_app import launch, resumed
 
-    launch("run", resumed(arguments))
+    if unequal := launch("run", resumed(arguments)):
+        return _fail(f"the losslessness check failed for {', '.join(unequal)}: their texts are not the target's", 3)
+    return 0
 
 
-def _train(arguments: list[str]) -> None:
+def _train(arguments: list[str]) -> int:
     from specdec.experiments.hydra_app import launch
 
     launch("train", arguments)
+    return 0
 
 
-def _export(arguments: list[str]) -> None:
+def _export(arguments: list[str]) -> int:
     from specdec.experiments.hydra_app import launch
 
     launch("export", arguments)
+    return 0
 
 
-def _report(arguments: list[str]) -> None:
+def _report(arguments: list[str]) -> int:
     from pathlib import Path
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print("specdec report DIR...   write report.html of finished runs again")
-        return
+        return 0
     folders = [Path(argument) for argument in arguments]
     for folder in folders:
         if not (folder / "summary.json").is_file():
@@ -101,12 +106,14 @@ def _report(arguments: list[str]) -> None:
 
     for folder in folders:
         print(write_report(folder))
+    return 0
 
 
-def _bench(arguments: list[str]) -> None:
+def _bench(arguments: list[str]) -> int:
     from specdec.experiments.bench.command import bench  # needs no Hydra
 
     bench(arguments)
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from specdec.request import Request
 from specdec.text import TextPieces
 
 LOG_LINES = 10  # of progress, where the output is no terminal
+NAME_WIDTH = 18  # of a method in the table, so that it fits 80 columns
 SHOWN_PROMPT = 300  # characters of a prompt's end
 STREAM_SECONDS = 20  # a completion that is only shown takes no longer
 
@@ -103,21 +105,33 @@ def leaderboard(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]
 def show_table(console: Console, summary: Mapping[str, Any]) -> None:
     """The leaderboard, in 80 columns."""
     target = summary["target"]
-    table = Table(title=f"{summary['experiment']}: {target['name']}, {target['dtype']}", box=SIMPLE)
-    table.add_column("method", overflow="fold")
+    title = f"{summary['experiment']}: {target['name']}, {target['dtype']}"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("method", no_wrap=True)
     for name in ("accepted", "speed-up", "draft/verify/\naccept/commit %"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("lossless")
+    table.add_column("lossless", overflow="fold")
     for method, accepted, _, speedup, *shares, lossless in leaderboard(summary)[1]:
         bad = lossless in ("no", "not lossless")
         joined = "/".join(share.rstrip("%") for share in shares)
-        table.add_row(method, accepted, speedup, joined, lossless, style="red" if bad else "")
+        speedup = speedup.replace(" (", "\n(")
+        table.add_row(folded(method), accepted, speedup, joined, lossless, style="red" if bad else "")
     console.print(table)
     console.print(
         "accepted: mean tokens a step, the target's own included. speed-up: tokens/s over the baseline, with a 95 % "
         "interval. Shares are of the time after the prefill.",
         style="dim",
     )
+
+
+def folded(name: str, width: int = NAME_WIDTH) -> str:
+    """A method's name in lines of at most `width`, broken after underscores where there are any."""
+    lines = [""]
+    for part in re.findall(r"[^_]*_|[^_]+", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line[i : i + width] for line in lines for i in range(0, len(line), width))
 
 
 def show_notes(console: Console, notes: Sequence[str]) -> None:

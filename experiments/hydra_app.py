@@ -24,10 +24,15 @@ CONFIG_PATH = "pkg://specdec.conf"
 LAUNCHERS = 'pip install "specdec[launchers]"'
 
 _errors: list[ValueError] = []  # of the jobs that ran in this process
+_unequal: list[str] = []  # methods of theirs whose losslessness check failed
 
 
-def launch(command: str, arguments: list[str]) -> None:
+def launch(command: str, arguments: list[str]) -> list[str]:
     """Compose the configuration of `command` and run its job, or its jobs (`-m`).
+
+    Returns:
+        Methods that should have written the baseline's text and did not. Jobs of a launcher that has processes of its
+        own tell it in their summaries only.
 
     Raises:
         ValueError: anything is wrong with what was asked for.
@@ -42,6 +47,7 @@ def launch(command: str, arguments: list[str]) -> None:
     with _command_line(f"specdec {command}", arguments):
         GlobalHydra.instance().clear()
         _errors.clear()
+        _unequal.clear()
         try:
             hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name=command)(tasks[command])()
         except (HydraException, OmegaConfBaseException) as error:
@@ -52,10 +58,13 @@ def launch(command: str, arguments: list[str]) -> None:
         raise ValueError(f"{len(_errors)} jobs failed; the last: {_errors[-1]}")
     if _errors:
         raise _errors[0]
+    return list(_unequal)
 
 
 def resumed(arguments: list[str]) -> list[str]:
-    """`resume=DIR` as what Hydra understands: the run's own overrides, unless there are others, in its own directory.
+    """`resume=DIR` as what Hydra understands: the run's own overrides and what else was given, in its own directory.
+
+    A sweep's overrides are replaced by what else was given: they multiply each other.
 
     Raises:
         ValueError: there is no run in DIR.
@@ -73,7 +82,13 @@ def resumed(arguments: list[str]) -> list[str]:
     if not (folder / "overrides.yaml").is_file():
         raise ValueError(f"resume: {str(folder)!r} is not the directory of a run; expected one with overrides.yaml")
     before = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
-    return [*(others or before), f"hydra.run.dir={_quoted(folder)}"]
+    own = [a for a in before if _key(a) not in set(map(_key, others))]
+    return [*own, *others, f"hydra.run.dir={_quoted(folder)}"]
+
+
+def _key(override: str) -> str:
+    """What an override is about: `+a.b=c` is about a.b."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
@@ -125,7 +140,11 @@ def _run_job(config: DictConfig) -> None:
 
     from specdec.experiments.run import run
 
-    _job(lambda raw, folder, overrides: run(raw, folder, overrides, Console(highlight=False)), config, "run")
+    def task(raw: dict[str, Any], folder: Path, overrides: list[str]) -> None:
+        summary = run(raw, folder, overrides, Console(highlight=False))
+        _unequal.extend(m["name"] for m in summary["methods"] if m["lossless"]["verdict"] == "no")
+
+    _job(task, config, "run")
 
 
 def _train_job(config: DictConfig) -> None:

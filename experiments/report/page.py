@@ -17,7 +17,7 @@ from specdec.experiments.report.run_files import RunFiles, read_run
 from specdec.experiments.report.shown import PHASES, groups, length_of, shown
 
 FOLDER = Path(__file__).parent
-FILTERS = "number percent milliseconds large times interval mark lossless_words short sampling".split()
+FILTERS = "number percent milliseconds large times interval is_faster mark lossless_words short sampling".split()
 
 
 def write_report(directory: Path) -> Path:
@@ -52,7 +52,7 @@ def render(run: RunFiles) -> str:
         methods=methods,
         groups=groups(methods),
         phases=PHASES,
-        winner=winner["name"] if winner else None,
+        winner=winner["name"] if winner and text.is_faster(winner["speedup"]) else None,
         figures=figures(methods),
         categories=sorted({c for m in methods for c in m.entry["by_category"]}),
         longest=max([length_of(part) or 1.0 for part in parts], default=1.0),

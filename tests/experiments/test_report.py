@@ -212,6 +212,20 @@ def test_a_failed_check_stands_beside_every_speed_up(full):
     assert "broken decodes" not in page.text
 
 
+@pytest.mark.parametrize(("low", "high", "bold"), [(1.01, 1.4, True), (0.98, 1.4, False), (None, None, False)])
+def test_only_a_speed_up_whose_interval_lies_above_1_is_bold(tmp_path, low, high, bold):
+    run = make_run(tmp_path, ["none", "ngram"])
+    summary = json.loads((run / "summary.json").read_text())
+    parts = [summary["methods"][1], *summary["methods"][1]["by_category"].values()]
+    for part in parts:
+        part["speedup"] = {"ratio": 1.2, "low": low, "high": high, "label": ""}
+    (run / "summary.json").write_text(json.dumps(summary))
+    file = write_report(run)
+    assert "1.20×" in Page(file).text
+    assert ("<b>1.20×</b>" in file.read_text()) == bold
+    assert ('class="winner"' in file.read_text()) == bold
+
+
 @pytest.mark.parametrize("names", [["none"], ["none", "ngram"], []], ids=["baseline only", "one method", "no method"])
 def test_few_methods(tmp_path, names):
     page = Page(write_report(make_run(tmp_path, names)))

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from specdec import loading
 from specdec.experiments import measure
 from specdec.experiments.cli import main
+from specdec.experiments.lossless import Check
 from specdec.experiments.records import key_of
 
 from .conftest import POSITIONS, QUESTIONS, read_rows
@@ -167,7 +168,10 @@ def test_a_stopped_run_goes_on_where_it_was(specdec_run, monkeypatch, capsys):
     assert (
         main(["run", "resume=result", *yaml.safe_load((directory / "overrides.yaml").read_text()), "name=other"]) == 1
     )
-    assert "other settings (name)" in capsys.readouterr().err
+    assert 'other settings (name: "run" -> "other")' in capsys.readouterr().err
+    assert main(["run", "resume=result", "measure.repeats=2"]) == 1
+    told = capsys.readouterr().err
+    assert "other settings (measure.repeats: 1 -> 2); go on with its own: specdec run resume=result" in told
 
 
 @pytest.mark.slow
@@ -212,6 +216,18 @@ def test_a_run_that_cannot_be_built_leaves_no_folder(specdec_run, capsys):
     assert code == 1
     assert "ngram needs" in capsys.readouterr().err
     assert not directory.exists()
+
+
+def test_a_failed_losslessness_check_is_in_the_exit_status(specdec_run, monkeypatch, capsys):
+    """Every text differs by more than rounding; and it does so when the finished run is looked at again."""
+    monkeypatch.setattr(
+        measure.lossless, "compare", lambda *_: Check(True, equal=False, position=0, gap=1.0, tie=False)
+    )
+    code, directory = specdec_run("drafter=ngram")
+    assert code == 3
+    assert "the losslessness check failed for ngram" in capsys.readouterr().err
+    assert json.loads((directory / "summary.json").read_text())["complete"]
+    assert main(["run", "resume=result"]) == 3
 
 
 @pytest.mark.skipif(not SPEC_BENCH.exists(), reason="Spec-Bench's questions are not shipped")

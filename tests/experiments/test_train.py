@@ -61,6 +61,8 @@ def test_every_training_runs_and_leaves_a_model_with_its_card(experiment, train_
     facts = ("rich", "MIT", "bits per byte", "2 steps of 64 tokens", "Held out")
     for fact in (f"specdec train experiment={experiment}", *facts):
         assert fact in card
+    title = "tiny-draft" if "_draft" in experiment else "tiny"  # the model's name, not the training's
+    assert f"\n---\n# {title}\n" in card
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["data"]["sources"][0]["name"] == "rich"
     decoder = SpeculativeDecoder.from_pretrained(str(tmp_path / "out"), drafter="ngram")
