@@ -8,7 +8,6 @@ forward over that level's nodes; their KV waits in the scratch places until the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -19,9 +18,10 @@ from specdec.core import DraftNeeds, TargetOutput, TreePolicy, Verdict
 from specdec.sampling import DraftNoise
 from specdec.target import Target
 from specdec.tree.grow import Expand, Frontier, count_expanded, grow
+from specdec.tree.levels import Levels
 from specdec.tree.shallow import Shallow
 from specdec.tree.static import chain
-from specdec.tree.token_tree import WORD_BITS, TokenTree, num_words
+from specdec.tree.token_tree import TokenTree
 
 
 @dataclass(slots=True)
@@ -170,23 +170,12 @@ def run_levels(model: Target, live: Tensor, nodes: int) -> Expand:
     Returns:
         A function of a frontier; its logits `[B, F, V]` are on the model's device.
     """
-    counts = live.to(torch.int32)
-    visible: list[Tensor] = []  # [B, F, W] of the last frontier
-    done = 0
+    counts, places = live.to(torch.int32), Levels(len(live), nodes, model.device)
 
     def expand(frontier: Frontier) -> Tensor:
-        nonlocal done
-        width = frontier.tokens.shape[1]
-        words = _own_bits(done, width, num_words(nodes), model.device).expand(len(live), -1, -1)
-        if visible:
-            parents = frontier.parents.to(model.device)[..., None].expand(-1, -1, words.shape[-1])
-            words = words | visible[-1].gather(1, parents)
-        visible.append(words)
-        depths = torch.full((len(live), width), frontier.level - 1, dtype=torch.int32, device=model.device)
-        tokens = known(model, frontier.tokens).to(model.device)
-        output = model.extend(tokens, depths, words, counts * width, first=done)
-        done += width
-        return output.logits
+        place, tokens = places.place(frontier), known(model, frontier.tokens).to(model.device)
+        width = tokens.shape[1]
+        return model.extend(tokens, place.depths, place.words, counts * width, first=place.first).logits
 
     return expand
 
@@ -200,12 +189,3 @@ def fit_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
     """`[..., V']` cut to `[..., vocab_size]`, or filled up with -inf."""
     missing = vocab_size - logits.shape[-1]
     return torch.nn.functional.pad(logits, (0, missing), value=float("-inf")) if missing else logits
-
-
-@cache  # a CUDA graph may hold what it gives
-def _own_bits(first: int, count: int, words: int, device: torch.device) -> Tensor:
-    """`[1, count, words]` int64: bit `first + i` in row i."""
-    place = torch.arange(first, first + count, device=device)
-    bits = torch.zeros(1, count, words, dtype=torch.int64, device=device)
-    bits[0, torch.arange(count, device=device), place // WORD_BITS] = torch.ones_like(place) << (place % WORD_BITS)
-    return bits

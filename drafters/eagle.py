@@ -11,9 +11,11 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdec.attention import choose_backend, plugged_in
 from specdec.cache import CacheView, LayerShape, TreeCache
@@ -28,6 +30,7 @@ from specdec.target import PREFILL_ROWS, ROOM_STEP, Target
 from specdec.tree.best_first import BestFirst
 from specdec.tree.grow import Frontier, count_expanded, grow
 from specdec.tree.levels import Levels
+from specdec.tree.shallow import Shallow
 from specdec.tree.token_tree import TokenTree
 
 
@@ -41,6 +44,7 @@ class State:
         features: `[B, D + 1, E]`, each of the place before its token.
         counts: `[B]` int32, how many pairs wait.
         longest: tokens of a text, at most: what lies behind them is never read.
+        waiting: how many pairs wait in any slot, at most, as far as the host knows.
         tree: the last proposal.
     """
 
@@ -49,6 +53,7 @@ class State:
     features: Tensor
     counts: Tensor
     longest: int
+    waiting: int = 0
     tree: TokenTree | None = None
 
 
@@ -64,6 +69,8 @@ class Eagle:
     Raises:
         ValueError: there is no such head, or it drafts fewer tokens than a node has children.
     """
+
+    takes_levels: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -133,59 +140,66 @@ class Eagle:
         for i, slot in enumerate(slots):
             state.features[slot, 0] = features[i, len(prompts[i]) - 1]
             state.counts[slot] = 1
+        state.waiting = max(state.waiting, 1)
 
     @torch.inference_mode()
-    def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
-        """Run what waits, then grow a tree."""
+    def propose(self, state: State, roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
+        """Run what waits, then grow a tree, of the policy's first `levels` if that is not None."""
         live = roots >= 0
-        if state.cache.device.type != "cpu":  # there dead rows run too: not over the text of one that has ended
-            state.cache.lengths.mul_(live)
         last = (state.counts.long() - 1).clamp_min(0)[:, None]  # [B, 1]
         state.tokens.scatter_(1, last, roots.clamp_min(0)[:, None])
-        counts = torch.where(live, state.counts, 0)
-        features = self._run_chain(state, state.tokens, state.features, counts)
+        if levels == 0:
+            return TokenTree.roots(roots)
+        if state.cache.device.type != "cpu":  # there dead rows run too: not over the text of one that has ended
+            state.cache.lengths.mul_(live)
+        features = self._run_chain(state, state.tokens, state.features, torch.where(live, state.counts, 0))
+        state.counts.zero_()
+        state.waiting = 0
         above = features.gather(1, last[..., None].expand(-1, -1, features.shape[-1]))  # [B, 1, E]: the root's
-        levels = Levels(len(roots), self._expanded, roots.device)
+        places = Levels(len(roots), self._expanded, roots.device)
 
         def expand(frontier: Frontier) -> Tensor:
             nonlocal above
             width = frontier.tokens.shape[1]
             above = above.gather(1, frontier.parents[..., None].expand(-1, -1, above.shape[-1]))  # [B, F, E]
-            place = levels.place(frontier)
+            place = places.place(frontier)
             many = live.to(torch.int32) * width
             rows = pack_nodes(state.cache, place.depths, place.words, many, place.first, self._backend(state))
             above = self._run(state, rows, frontier.tokens, above)
             return fit_vocabulary(self.head.logits(above), noise.vocab_size)
 
         root_logits = fit_vocabulary(self.head.logits(above), noise.vocab_size)[:, 0]  # [B, V]
-        state.tree = grow(self.policy, roots, root_logits, expand, noise).tree
+        policy = self.policy if levels is None or levels >= self.policy.depth else Shallow(self.policy, levels)
+        state.tree = grow(policy, roots, root_logits, expand, noise).tree
         return state.tree
 
     @torch.inference_mode()
     def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
-        """Keep the accepted tokens and the new root with the target's features before them.
+        """The accepted tokens and the new root wait with the target's features before them.
 
-        A tree that is not ours may be accepted further down than there is room for what waits: the first of its pairs
-        are run at once.
+        Where there is no room (a tree that is not ours was accepted far down, or nothing was drafted for many steps),
+        the first of what waits is run at once.
         """
         width = state.tokens.shape[1]
         most = min(verdict.path.shape[1], width if tree is state.tree else tree.max_nodes)
         path = verdict.path[:, :most].clamp_min(0)[..., None]  # [B, D, 1]
         hidden = {layer: x.gather(1, path.expand(-1, -1, x.shape[-1])) for layer, x in output.hidden.items()}
-        tokens, features = verdict.emitted(tree)[:, :most], self.head.fuse(hidden)  # [B, D], [B, D, E]
-        counts = verdict.num_accepted.to(torch.int32)
-        if most > width:
-            early = (counts - width).clamp_min(0)  # [B]
-            for low in range(0, most - width, width):
-                piece = slice(low, min(low + width, most - width))
-                self._run_chain(state, tokens[:, piece], features[:, piece], (early - low).clamp(0, width))
-            waiting = early.long()[:, None] + torch.arange(width, device=tokens.device)  # [B, width]
-            tokens = tokens.gather(1, waiting)
-            features = features.gather(1, waiting[..., None].expand(-1, -1, features.shape[-1]))
-            counts = counts - early
-        state.tokens[:, : tokens.shape[1]] = tokens
-        state.features[:, : tokens.shape[1]] = features
-        state.counts.copy_(counts)
+        features = self.head.fuse(hidden)  # [B, D, E]
+        over = max(state.waiting + most - width, 0)
+        wide = pad(state.tokens, (0, over)), pad(state.features, (0, 0, 0, over))  # [B, D + 1 + over, ...]
+        behind = state.counts.long()[:, None] + torch.arange(most, device=path.device)  # [B, D]
+        wide[0].scatter_(1, behind, verdict.emitted(tree)[:, :most])
+        wide[1].scatter_(1, behind[..., None].expand_as(features), features)
+        counts = state.counts + verdict.num_accepted
+        early = (counts - width).clamp_min(0)  # [B]
+        for low in range(0, over, width):
+            piece = slice(low, min(low + width, over))
+            self._run_chain(state, wide[0][:, piece], wide[1][:, piece], (early - low).clamp(0, width))
+        kept = early.long()[:, None] + torch.arange(width, device=path.device)  # [B, D + 1]
+        state.tokens.copy_(wide[0].gather(1, kept))
+        state.features.copy_(wide[1].gather(1, kept[..., None].expand_as(state.features)))
+        state.counts.copy_(counts - early)
+        state.waiting = min(state.waiting + most, width)
 
     def _run_chain(self, state: State, tokens: Tensor, features: Tensor, counts: Tensor) -> Tensor:
         """Run the first `counts` `[B]` of the pairs `[B, W]` as they follow the texts, and keep them there."""

@@ -116,13 +116,15 @@ class Driven:
         self.step.sampler.stop(slot)
         del self.rule.texts[slot]
 
-    def move(self, below: Tensor, tree: TokenTree | None = None) -> None:
+    def move(self, below: Tensor, tree: TokenTree | None = None, levels: int | None = None) -> None:
         """A step that accepts `below` nodes of the proposal, or of another tree instead of it."""
         slots = sorted(self.rule.texts)
-        proposed = self.step.propose(slots)
+        noise = self.step.sampling(slots).draft_noise(True)
+        proposed = self.drafter.propose(self.step.state, self.step.roots, noise, levels)
+        nodes = 1 + (self.length if levels is None else levels)
         for slot in slots:
             wanted = predicted(self.drafter.head, self.oracle, self.rule.texts[slot], int(self.step.roots[slot]))
-            assert proposed.tokens[slot].tolist() == wanted[: self.length + 1]
+            assert proposed.tokens[slot].tolist() == wanted[:nodes]
         tree = tree or proposed
         self.rule.below = below
         verdict, output, _ = self.step.decide(tree, slots, unheard)
@@ -157,6 +159,18 @@ def test_another_tree_is_accepted_further_down(model: PreTrainedModel, accepted:
         longer = torch.cat([driven.step.roots[:, None], torch.randint(VOCAB, (2, 8))], 1)
         driven.move(torch.tensor([accepted, 1]), TokenTree.chain(longer))
     driven.move(torch.tensor([2, 0]))
+
+
+@torch.inference_mode()
+def test_fewer_levels(model: PreTrainedModel) -> None:
+    """As `adaptive` asks: what was not run while nothing was drafted is run in time."""
+    torch.manual_seed(0)
+    driven = Driven(model, head_of(model), 3, length=2)
+    driven.enter([0, 2], [5, 1])
+    for number, levels in enumerate([2, 0, 0, 1, 0, 0, 0, 0, 0, 2, 1]):
+        if number == 5:
+            driven.enter([1], [3])
+        driven.move((number + torch.arange(3)) % (levels + 1), levels=levels)
 
 
 @pytest.mark.parametrize("name", HEADS)
