@@ -1,0 +1,164 @@
+"""Parallel block drafting: one pass of a small head proposes a whole block (see `block_head`).
+
+As DFlash (arXiv 2602.06036) and JetSpec (arXiv 2606.18394): the head's cache holds the text's keys and values, projected
+from the target's hidden states as they come; the block's own rows go to the scratch places and are never committed. The
+block gives every depth's distribution at once, from which the tree grows (as DDTree's, arXiv 2604.12989), each node's
+corrected by its token where the head has a correction.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from specdec.attention import NAME, choose_backend
+from specdec.cache import CacheView, LayerShape, Places, TreeCache
+from specdec.core import DraftNeeds, TargetOutput, TreePolicy, Verdict
+from specdec.drafters.block_head import BlockHead
+from specdec.heads import bound
+from specdec.packing import pack_nodes
+from specdec.sampling import DraftNoise
+from specdec.target import ROOM_STEP, Target
+from specdec.tree.best_first import BestFirst
+from specdec.tree.grow import Frontier, grow
+from specdec.tree.token_tree import TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the head knows of the texts.
+
+    Attributes:
+        cache: keys and values of the text before every root.
+        lead: `[B, H]`, the row of the text right before every root.
+        depths: `[B, R]` int32, places of a block's rows behind the root.
+        words: `[B, R, W]` int64, which rows of the block each of them sees.
+    """
+
+    cache: TreeCache
+    lead: Tensor
+    depths: Tensor
+    words: Tensor
+
+
+class Block:
+    """See the module.
+
+    Args:
+        head: a trained head: zoo name, folder or hub id, or the head itself.
+        tree: the shape of the drafts, at most as deep as the head's block.
+        backend: of the head's attention.
+
+    Raises:
+        ValueError: there is no such head, or the tree is deeper than its block.
+    """
+
+    def __init__(self, head: str | Path | BlockHead, tree: TreePolicy | None = None, backend: str = "auto"):
+        self.head = head if isinstance(head, BlockHead) else BlockHead.load(head)
+        self.policy = tree if tree is not None else BestFirst(depth=self.head.depth)
+        if self.policy.depth > self.head.depth:
+            raise ValueError(
+                f"the tree is {self.policy.depth} levels deep, the head predicts {self.head.depth} tokens; "
+                f"use a tree of depth {self.head.depth} or less"
+            )
+        self.backend = backend
+        self.vocab_size, self.hidden_size = self.head.vocab_size, self.head.hidden_size
+        self.needs = DraftNeeds(self.policy.max_nodes, self.head.hidden_layers, on_device=True)
+        self.rows = self.head.rows_for(self.policy.depth)
+
+    def attach(self, target: Target) -> Block:
+        """See Drafter.
+
+        Raises:
+            ValueError: the target has another vocabulary or width, or lacks a layer.
+        """
+        made = copy(self)
+        made.head = bound(self.head, target)
+        return made
+
+    def open(self, capacity: int, max_length: int, device: torch.device) -> State:
+        """A cache with room for texts and a block behind each."""
+        head = self.head
+        shape = LayerShape(head.decoder.num_key_value_heads, head.decoder.head_dim, head.decoder.head_dim, head.dtype)
+        room = max_length + 2 * self.needs.max_nodes + self.rows
+        if device.type != "cpu":
+            room = -(-room // ROOM_STEP) * ROOM_STEP
+        cache = TreeCache([shape] * len(head.layers), capacity, room, device)
+        lead = torch.zeros(capacity, head.hidden_size, dtype=head.dtype, device=device)
+        block = TokenTree.chain(torch.zeros(capacity, self.rows, dtype=torch.int64, device=device))
+        words = block.words if head.config.causal else block.words[:, -1:].repeat(1, self.rows, 1)
+        return State(cache, lead, block.depths, words)
+
+    def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
+        """The prompts' hidden states go to the cache."""
+        device = state.cache.device
+        which = torch.tensor(slots, device=device)
+        counts = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int32, device=device)
+        state.cache.lengths[which] = 0
+        hidden = [prefill.hidden[layer] for layer in self.needs.hidden_layers]
+        self._append(state, which, torch.cat(hidden, -1), counts)
+
+    def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
+        """The accepted nodes' hidden states go to the cache."""
+        path, counts = verdict.path, verdict.num_accepted
+        if path.device.type == "cpu":
+            path = path[:, : int(counts.max())]
+        rows = path.clamp_min(0)[..., None]  # [B, D, 1]
+        hidden = [
+            x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in map(output.hidden.get, self.needs.hidden_layers)
+        ]
+        self._append(state, torch.arange(len(path), device=path.device), torch.cat(hidden, -1), counts)
+
+    def _append(self, state: State, slots: Tensor, features: Tensor, counts: Tensor) -> None:
+        """The first `counts` `[b]` rows of `features` `[b, D, layers * H]` follow the texts in `slots` `[b]`.
+
+        The others are written behind them, where nobody reads.
+        """
+        batch, width = features.shape[:2]
+        if width == 0:
+            return
+        cache, head = state.cache, self.head
+        positions = cache.lengths[slots][:, None] + torch.arange(width, device=slots.device)  # [b, D]
+        fused = head.fuse(features)  # [b, D, H]
+        view = CacheView(cache, Places(slots.repeat_interleave(width), positions.flatten()))
+        for layer, (key, value) in enumerate(head.context(fused.flatten(0, 1)[None], positions.flatten()[None])):
+            view.update(key, value, layer)
+        last = (counts.long() - 1)[:, None]  # [b, 1]
+        newest = fused.gather(1, last.clamp_min(0)[..., None].expand(-1, -1, fused.shape[-1]))[:, 0]
+        state.lead[slots] = torch.where(last >= 0, newest, state.lead[slots])
+        cache.append(slots, counts)
+
+    def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
+        """Run the block, then grow a tree."""
+        head = self.head
+        hidden = self._run(state, roots)  # [B, K, H]
+        logits = head.logits(hidden)  # [B, K, V]
+
+        def after(level: int, tokens: Tensor) -> Tensor:
+            """Logits `[B, F, V]` of nodes at this depth with these tokens `[B, F]`."""
+            found = head.correct(logits[:, level, None], hidden[:, level, None], tokens)
+            return found.expand(-1, tokens.shape[1], -1)
+
+        def expand(frontier: Frontier) -> Tensor:
+            return after(frontier.level, frontier.tokens)
+
+        root_logits = after(0, roots.clamp_min(0)[:, None])[:, 0]
+        return grow(self.policy, roots, root_logits, expand, noise).tree
+
+    def _run(self, state: State, roots: Tensor) -> Tensor:
+        """The block behind every text: `[B, K, H]` of the rows that predict."""
+        head, cache, depth = self.head, state.cache, self.policy.depth
+        counts = (roots >= 0).to(torch.int32) * self.rows
+        backend = choose_backend(self.backend, cache.device)
+        packed = pack_nodes(cache, state.depths, state.words, counts, 0, backend)
+        if packed is None:
+            return state.lead.new_zeros(len(roots), depth, head.hidden_size)
+        x = packed.pick(head.block(roots.clamp_min(0), self.rows, state.lead))  # [R, H]
+        view = CacheView(cache, packed.places)
+        found = head.run(x[None], packed.positions[None], view, NAME, attention_mask=None, specdec_rows=packed.visible)
+        first = 0 if head.config.from_root else 1
+        return packed.spread(found[0])[:, first : first + depth]
