@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from specdec import hub
 from specdec.loading import HEAD_KEY, find_folder, unknown
 
 if TYPE_CHECKING:
@@ -40,10 +41,13 @@ def head_folder(name: str | Path) -> Path:
     folder = find_folder("head", name)
     if folder is not None:
         return folder
+    offline = hub.local_only()
     try:
-        return Path(snapshot_download(str(name), allow_patterns=[CONFIG, "*.safetensors"]))
+        patterns = [CONFIG, "*.safetensors"]
+        return Path(snapshot_download(str(name), allow_patterns=patterns, local_files_only=offline))
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot fetch the head {str(name)!r}: {str(error).strip().splitlines()[0]}") from error
+        reason = hub.offline_message() if offline else str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot fetch the head {str(name)!r}: {reason}") from error
 
 
 def read_head(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

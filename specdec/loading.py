@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import metadata
@@ -22,11 +23,14 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from specdec import hub
+
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf"
 ZOO = PACKAGE / "zoo"
 PLUGINS = "specdec.plugins"
 HEAD_KEY = "specdec_head"  # in the config.json of a drafter's trained head: its kind
+OLD_HUB_ID = re.compile(r"\w[\w.-]*")  # of the first models on the hub, as in gpt2
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -209,18 +213,24 @@ def find_folder(what: str, name: str | Path) -> Path | None:
         ValueError: it is none of these.
     """
     name, folder = str(name), Path(name).expanduser()
-    kinds = {path.parent.name: head_kind(path.parent) for path in ZOO.glob("*/config.json")}
-    if name in kinds:  # of the other kind, perhaps: whoever reads it says so
+    if name in _zoo("model") + _zoo("head"):  # of the other kind, perhaps: whoever reads it says so
         return ZOO / name
     if name and folder.is_dir():
         return folder
-    zoo = [known for known, kind in kinds.items() if (kind is not None) == (what == "head")]
+    zoo = _zoo(what)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        ours = f", or one of: {', '.join(sorted(zoo))}" * bool(zoo)
+        ours = f", or one of: {', '.join(zoo)}" * bool(zoo)
         raise ValueError(f"{what} folder {name!r} does not exist; give a folder, a hub id{ours}")
-    if "/" not in name:
+    meant = difflib.get_close_matches(name.lower(), zoo, n=1, cutoff=0.8)
+    if "/" not in name and (what != "model" or meant or not OLD_HUB_ID.fullmatch(name)):
         raise unknown(what, name, zoo)
     return None
+
+
+def _zoo(what: str) -> list[str]:
+    """Names of the shipped models or heads."""
+    folders = sorted(file.parent for file in ZOO.glob("*/config.json"))
+    return [folder.name for folder in folders if (head_kind(folder) is not None) == (what == "head")]
 
 
 def head_kind(folder: Path) -> str | None:
@@ -231,7 +241,8 @@ def head_kind(folder: Path) -> str | None:
         return None
     if not isinstance(config, dict):
         return None
-    return str(config[HEAD_KEY]) if HEAD_KEY in config else "medusa" if "medusa_num_heads" in config else None
+    foreign = {"medusa_num_heads": "medusa", "draft_vocab_size": "eagle"}  # keys that no model has
+    return str(config[HEAD_KEY]) if HEAD_KEY in config else next((k for x, k in foreign.items() if x in config), None)
 
 
 def check_folder(folder: Path) -> None:
@@ -280,20 +291,30 @@ def load_model(
         raise unknown("dtype", dtype, ["auto", *DTYPES])
     chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     where = choose_device(device)
+    offline = not Path(path).is_dir() and hub.local_only()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=chosen, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
+            path,
+            dtype=chosen,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            local_files_only=offline,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot load {str(name)!r} as a causal language model: {_reason(error)}") from error
+        reason = _reason(error, path, offline)
+        raise ValueError(f"cannot load {str(name)!r} as a causal language model: {reason}") from error
     if lacking := sorted(report["missing_keys"]):  # transformers fills in random numbers
         raise ValueError(f"{str(name)!r} lacks the weights {', '.join(lacking[:3])}{' ...' * (len(lacking) > 3)}")
     return model.to(where).eval()
 
 
-def _reason(error: Exception) -> str:
-    """The line of transformers' message that says what to do."""
+def _reason(error: Exception, path: str, offline: bool) -> str:
+    """The line of transformers' message that says what to do, or a better one."""
     text = str(error)
+    if isinstance(error, OSError) and not Path(path).is_dir():
+        shipped = f"; shipped models: {', '.join(_zoo('model'))}" * ("/" not in path)
+        return (hub.offline_message() if offline else text.strip().splitlines()[0]) + shipped
     if "trust_remote_code" in text:
         return "it comes with code of its own, which runs only with trust_remote_code=True"
     if "mismatched" in text:
@@ -310,10 +331,11 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> PreTrai
     path = model_path(name)
     if Path(path).is_dir() and not has_tokenizer(path):
         raise ValueError(f"no tokenizer for {str(name)!r}: {path} has none of {', '.join(TOKENIZER_FILES)}")
+    offline = not Path(path).is_dir() and hub.local_only()
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=offline)
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"no tokenizer for {str(name)!r}: {_reason(error)}") from error
+        raise ValueError(f"no tokenizer for {str(name)!r}: {_reason(error, path, offline)}") from error
 
 
 def has_tokenizer(folder: str) -> bool:

@@ -23,7 +23,7 @@ LEVELS = (
     {"kernels", "noise", "conf"},
     {"tree", "sampling", "core"},  # core imports tree.token_tree, tree policies are written against core's contracts
     {"acceptance", "cache"},
-    {"attention", "packing", "inspection", "compiled", "target", "loading", "heads"},
+    {"attention", "packing", "inspection", "compiled", "target", "hub", "loading", "heads"},
     {"metrics", "request", "step", "capture", "decode"},
     {"inputs", "text", "engine", "decoder", "api", "hf"},
     {"specdec"},  # specdec/__init__.py
@@ -195,7 +195,8 @@ def test_importing_specdec_is_light() -> None:
     assert child.returncode == 0, child.stderr
     direct, heavy = (set(line.split()) for line in child.stdout.splitlines()[-2:])
     # Not "triton is in sys.modules": transformers imports torch._dynamo, which imports it where it is installed.
-    assert direct <= {"specdec", "torch", "transformers", "safetensors", "tokenizers", "numpy", "tqdm", "yaml"}
+    ours = {"specdec", "torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "numpy", "tqdm", "yaml"}
+    assert direct <= ours
     assert not heavy, f"`import specdec` ends up importing {heavy}"
 
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
+import time
+import urllib.error
+import urllib.request
+from contextlib import nullcontext
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +17,9 @@ import pytest
 import torch
 import yaml
 
-from specdec import SamplingParams, SpeculativeDecoder, loading
+from specdec import SamplingParams, SpeculativeDecoder, hub, loading
 from specdec.drafters.ngram import NGram
+from specdec.heads import head_folder
 from specdec.tree.static import StaticTree
 
 from .models import byte_tokenizer, make_model, plain_text
@@ -90,11 +97,68 @@ def test_models_that_are_not_there(name: str, message: str) -> None:
             load(name)
 
 
-def test_a_hub_id_that_cannot_be_reached() -> None:
-    with pytest.raises(ValueError, match="cannot load 'nobody/nothing' as a causal language model"):
-        loading.load_model("nobody/nothing")
-    with pytest.raises(ValueError, match="no tokenizer for 'nobody/nothing'"):
-        loading.load_tokenizer("nobody/nothing")
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub does not answer, and whoever tries it again is found out."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError(OSError("Name or service not known"))
+
+    def wait(seconds: float) -> None:
+        raise AssertionError(f"waited for {seconds} s")
+
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(time, "sleep", wait)
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "gpt2"])
+def test_a_hub_that_cannot_be_reached_is_told_at_once(name: str, no_network: None) -> None:
+    told = r"huggingface\.co cannot be reached \(offline\?\), and it was not fetched before; give a local folder"
+    with pytest.raises(ValueError, match=f"cannot load '{name}' as a causal language model: .*{told}") as error:
+        loading.load_model(name)
+    assert ("shipped models: tiny, tiny-draft" in str(error.value)) == (name == "gpt2")
+    with pytest.raises(ValueError, match=f"no tokenizer for '{name}': .*{told}"):
+        loading.load_tokenizer(name)
+    with pytest.raises(ValueError, match=f"cannot fetch the head 'nobody/nothing': .*{told}"):
+        head_folder("nobody/nothing")
+
+
+def test_the_hub_left_out(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set, and it was not fetched before"):
+        loading.load_model("gpt2")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reachable"),
+    [
+        (None, True),
+        (urllib.error.HTTPError("https://hub", 503, "busy", Message(), None), True),
+        (urllib.error.URLError(ssl.SSLCertVerificationError("unknown authority")), True),
+        (urllib.error.URLError(ConnectionRefusedError()), False),
+        (TimeoutError(), False),
+    ],
+    ids=["answers", "an error", "other certificates", "refused", "silent"],
+)
+def test_what_counts_as_reachable(answer: Exception | None, reachable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def respond(request: urllib.request.Request, timeout: float) -> Any:
+        assert (request.get_method(), timeout) == ("HEAD", hub.SECONDS)
+        if answer is not None:
+            raise answer
+        return nullcontext()
+
+    monkeypatch.setattr(urllib.request, "urlopen", respond)
+    assert hub.is_reachable() == reachable
+
+
+def test_names_of_the_first_models_on_the_hub() -> None:
+    """No slash, and yet no mistake; but what looks like a shipped model is taken for one misspelt."""
+    for name in ("gpt2", "distilgpt2", "bert-base-uncased", "tinyllama"):
+        assert loading.model_path(name) == name
+    for name in ("tinny", "tiny_draft", "Tiny", "a b", "$x"):
+        with pytest.raises(ValueError, match="unknown model"):
+            loading.model_path(name)
 
 
 def test_a_folder_without_a_config(tmp_path: Path) -> None:
