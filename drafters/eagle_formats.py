@@ -71,7 +71,7 @@ def decoder_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def default_layers(count: int) -> tuple[int, ...]:
     """EAGLE-3's choice of a low, a middle and a high layer for a target of `count`, as outputs."""
-    if count < 6:
+    if count < 7:  # two of them would be the same
         return 0, (count - 1) // 2, count - 1
     return 2 - ID_SHIFT, count // 2 - ID_SHIFT, count - 3 - ID_SHIFT
 

@@ -167,9 +167,9 @@ class EagleHead(nn.Module):
             input_norm=input_norm,
         )
         given, lm_head = target.model.get_input_embeddings().weight, target.model.get_output_embeddings().weight
-        head = cls(config)
-        head._begin(ids, lm_head)
-        head.to(given.device).bind(given.detach().float(), lm_head.detach().float())
+        head = cls(config).to(given.device)
+        head._begin(ids.to(given.device), lm_head)
+        head.bind(given.detach().float(), lm_head.detach().float())
         return head
 
     @torch.no_grad()
@@ -179,9 +179,9 @@ class EagleHead(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=SPREAD)
         if self.lm_head is not None:
-            self.lm_head.weight.copy_(lm_head[ids.to(lm_head.device)])
+            self.lm_head.weight.copy_(lm_head[ids])
         if self.d2t is not None:
-            self.d2t.copy_(ids - torch.arange(len(ids)))
+            self.d2t.copy_(ids - torch.arange(len(ids), device=ids.device))
 
     @classmethod
     def load(cls, name: str | Path, target_layers: int | None = None) -> EagleHead:

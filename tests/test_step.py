@@ -29,9 +29,10 @@ from specdec.capture import CapturedStep, Graphs, rehearse
 from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput
 from specdec.decode import decode
 from specdec.drafters.draft_model import DraftModel
+from specdec.drafters.eagle import Eagle
 from specdec.drafters.hydra import Hydra
-from specdec.drafters.medusa import Medusa
 from specdec.drafters.lookahead import Lookahead
+from specdec.drafters.medusa import Medusa
 from specdec.drafters.ngram import DeviceTexts, NGram
 from specdec.drafters.none import NoDrafter
 from specdec.drafters.recycling import Recycling
@@ -81,6 +82,7 @@ DRAFTERS: dict[str, Callable[[PreTrainedModel], Drafter]] = {
     "draft_model, best_first": lambda model: DraftModel(model, BestFirst(max_nodes=8, depth=3, top_k=3)),
     "medusa": lambda model: Medusa(make_head("medusa", Target(model)), StaticTree(paths=[[0], [1], [0, 0], [0, 1]])),
     "hydra": lambda model: Hydra(make_head("hydra", Target(model)), BestFirst(max_nodes=8, depth=3, top_k=3)),
+    "eagle": lambda model: Eagle(make_head("eagle", Target(model)), BestFirst(max_nodes=8, depth=3, top_k=3)),
 }
 
 
