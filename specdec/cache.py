@@ -7,6 +7,7 @@ its nodes' KV next to the committed ones. The arena is allocated once, one page 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,12 @@ class TreeCache:
     def nbytes(self) -> int:
         """Bytes of the arena."""
         return sum(a.nbytes for a in self._arenas)
+
+    def twin(self) -> TreeCache:
+        """The same arena, with lengths of its own: what it writes behind them is there for both."""
+        made = copy(self)
+        made.lengths = self.lengths.clone()
+        return made
 
     def append(self, slots: Tensor, counts: Tensor) -> None:
         """The first `counts` scratch nodes of `slots` are committed where they stand (prefill, chains)."""

@@ -108,18 +108,27 @@ def hidden_modules(model: PreTrainedModel, layers: Sequence[int]) -> dict[int, n
     Raises:
         ValueError: the model has no such layer.
     """
-    decoder = model.get_decoder()
     count = model.config.get_text_config().num_hidden_layers
-    blocks = next((m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count), None)
+    _, blocks = layer_list(model)
     chosen: dict[int, nn.Module] = {}
     for layer in layers:
         if layer == -1:
-            chosen[layer] = decoder
-        elif blocks is not None and 0 <= layer < count:
+            chosen[layer] = model.get_decoder()
+        elif 0 <= layer < len(blocks):
             chosen[layer] = blocks[layer]
         else:
             raise ValueError(f"hidden layer {layer} asked of {type(model).__name__}; expected -1 or 0 to {count - 1}")
     return chosen
+
+
+def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The decoder's layers, and the name of their list within the model; an empty list where there is none."""
+    count, decoder = model.config.get_text_config().num_hidden_layers, model.get_decoder()
+    within = {id(module) for module in decoder.modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and id(module) in within:
+            return name, module
+    return "", nn.ModuleList()
 
 
 def tap(taken: dict[int, Tensor], layer: int) -> Callable[[nn.Module, Any, Any], None]:
@@ -185,14 +194,19 @@ def _probe_attention(
 AttentionInterface.register(PROBE, _probe_attention)
 
 
-@torch.inference_mode()
-def layer_shapes(model: PreTrainedModel, configs: Sequence[PreTrainedConfig]) -> list[LayerShape]:
-    """KV shapes of every layer.
+def stored_layers(model: PreTrainedModel, configs: Sequence[PreTrainedConfig]) -> list[int]:
+    """The numbers under which layers store their KV, and then attend, in a forward pass.
 
     Raises:
-        ValueError: the model does not keep its KV in the cache it is given, attends by itself, or asks of attention
-            what ours does not know.
+        ValueError: see `layer_shapes`.
     """
+    recorder = _record(model, configs)
+    return sorted(recorder.shapes) if recorder.attended == len(recorder.shapes) else []
+
+
+@torch.inference_mode()
+def _record(model: PreTrainedModel, configs: Sequence[PreTrainedConfig]) -> _Recorder:
+    """A forward pass over two tokens."""
     name, recorder = type(model).__name__, _Recorder()
     tokens = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     positions = torch.arange(2, device=model.device)[None]
@@ -205,6 +219,17 @@ def layer_shapes(model: PreTrainedModel, configs: Sequence[PreTrainedConfig]) ->
             f"{name} cannot be verified in trees: {own}a forward pass with our cache and positions failed "
             f"({type(error).__name__}: {error}). It must accept position_ids, past_key_values and keyword arguments"
         ) from error
+    return recorder
+
+
+def layer_shapes(model: PreTrainedModel, configs: Sequence[PreTrainedConfig]) -> list[LayerShape]:
+    """KV shapes of every layer.
+
+    Raises:
+        ValueError: the model does not keep its KV in the cache it is given, attends by itself, or asks of attention
+            what ours does not know.
+    """
+    name, recorder = type(model).__name__, _record(model, configs)
     count = len(recorder.shapes)
     if not count or sorted(recorder.shapes) != list(range(count)) or recorder.attended != count:
         raise ValueError(

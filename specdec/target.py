@@ -7,6 +7,7 @@ Prefill rows are chains, verify rows are tree nodes; the model cannot tell.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -173,6 +174,15 @@ class Target:
         packed = self._forward(rows.pick(tokens), rows)
         hidden = {layer: rows.spread(x[0]) for layer, x in packed.hidden.items()}
         return TargetOutput(rows.spread(packed.logits[0]), hidden)
+
+    def over(self, model: PreTrainedModel) -> Target:
+        """A Target of another model on this one's KV, with lengths of its own: a model of some of the same layers. It
+        is valid until this one is opened anew, and runs without `compile`.
+        """
+        made = copy(self)
+        made.model, made.cache = model, self.cache.twin()
+        made._configs, made.hidden_layers, made._taps, made._compiled = attention_configs(model), (), {}, None
+        return made
 
     def _nothing(self, batch: int, nodes: int) -> TargetOutput:
         """What comes of no live node at all: zeros, without a forward."""

@@ -16,6 +16,7 @@ from specdec.core import Drafter, DraftNeeds, TargetOutput, Verdict
 from specdec.drafters import datastore
 from specdec.kernels.ancestor_words import ancestor_words
 from specdec.sampling import DraftNoise, Sampler, SamplingParams
+from specdec.target import Target, attach
 from specdec.tree.token_tree import TokenTree, num_words
 
 CPU = torch.device("cpu")
@@ -151,6 +152,8 @@ class Scripted:
 class Harness:
     """Drives a drafter as the loop does, with a made-up target whose decisions depend on a slot's text alone.
 
+    A drafter that works on its target's KV gets a target of its own for that, which reads the texts.
+
     Args:
         drafter: any.
         capacity: slots.
@@ -162,6 +165,11 @@ class Harness:
     def __init__(
         self, drafter: Drafter, capacity: int, vocab: int, params: SamplingParams, shared: bool, max_length: int = 120
     ):
+        bound = getattr(drafter, "target", None)
+        self.target = Target(bound.model) if isinstance(bound, Target) else None
+        if self.target is not None:
+            self.target.open(capacity, max_length, drafter.needs.rows)
+            drafter = attach(drafter, self.target)
         self.drafter, self.vocab, self.params, self.shared = drafter, vocab, params, shared
         self.state: Any = drafter.open(capacity, max_length, CPU)
         self.sampler = Sampler(capacity, vocab, CPU)
@@ -176,6 +184,8 @@ class Harness:
             self.texts[slot] = list(prompt)
             self.sampler.start(slot, self.params, self.texts[slot])
             self.roots[slot] = self._random(prompt).randrange(self.vocab)
+        if self.target is not None:
+            self.target.prefill(slots, prompts)
         longest = max(map(len, prompts))
         hidden = {
             layer: torch.stack([self._hidden(p, longest) for p in prompts])
@@ -189,6 +199,8 @@ class Harness:
         """The request in `slot` ends. The drafter is not told: it sees a root of -1."""
         self.roots[slot] = -1
         self.sampler.stop(slot)
+        if self.target is not None:
+            self.target.release(slot)
         del self.texts[slot]
 
     @torch.inference_mode()
@@ -212,6 +224,9 @@ class Harness:
                 below = [int(tree.rows.tokens[slot, i]) for i in reversed(climb(above, int(tree.sizes[slot]) + r))]
                 riders[slot, r, self.guess(text + below)] = 1
         verdict = Verdict(path, (path >= 0).sum(-1, dtype=torch.int32), following)
+        if self.target is not None:
+            self.target.verify(tree)
+            self.target.commit(verdict)
         output = TargetOutput(
             torch.zeros(len(self.roots), tree.max_nodes, self.vocab),
             dict.fromkeys(self.drafter.needs.hidden_layers, hidden),
