@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,15 @@ def main() -> None:
 def ours(engine: Engine, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
     """Texts and counts of our side."""
     texts, stats = serve(engine, [Request(prompt, tokens) for prompt in prompts])
-    steps = stats.steps
-    accepted = sum(request.accepted for request in stats.requests)
-    return {"texts": texts, "drafts": steps, "accepted": accepted, "mean_accepted_length": 1 + accepted / steps}
+    per_request = [request.accepted_by_depth for request in stats.requests]
+    by_depth = [sum(found) for found in zip_longest(*per_request, fillvalue=0)]
+    return side(texts, stats.steps, sum(request.accepted for request in stats.requests), by_depth)
+
+
+def side(texts: list[list[int]], steps: int, accepted: int, by_depth: list[int]) -> dict[str, Any]:
+    """One side's results; `by_depth` are steps in which a draft token of depth 1, 2, ... was accepted."""
+    length = 1 + accepted / steps
+    return {"texts": texts, "steps": steps, "accepted": accepted, "by_depth": by_depth, "mean_accepted_length": length}
 
 
 def theirs(
@@ -112,9 +119,8 @@ def theirs(
         if done.returncode:
             sys.exit(f"vLLM failed (exit code {done.returncode}); its messages are above")
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    drafts, accepted = found["num_drafts"], found["num_accepted_tokens"]
-    counts = {"drafts": drafts, "accepted": accepted, "mean_accepted_length": 1 + accepted / drafts}
-    return {"texts": found["texts"], **counts}, found["version"]
+    counts = found["num_drafts"], found["num_accepted_tokens"], found["by_depth"]
+    return side(found["texts"], *counts), found["version"]
 
 
 if __name__ == "__main__":

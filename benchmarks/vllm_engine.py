@@ -15,7 +15,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import vllm
 
-COUNTS = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
+COUNTS = ("num_drafts", "num_accepted_tokens")
 
 
 def main() -> None:
@@ -32,10 +32,11 @@ def main() -> None:
     )
     sampling = vllm.SamplingParams(temperature=0.0, max_tokens=job["tokens"], ignore_eos=True)
     outputs = engine.generate([{"prompt_token_ids": ids} for ids in job["prompts"]], sampling)
-    values = {metric.name: metric.value for metric in engine.get_metrics() if hasattr(metric, "value")}
-    counts = {name: int(values[f"vllm:spec_decode_{name}"]) for name in COUNTS}
+    values = {metric.name: vars(metric) for metric in engine.get_metrics()}
+    counts = {name: int(values[f"vllm:spec_decode_{name}"]["value"]) for name in COUNTS}
+    by_depth = values["vllm:spec_decode_num_accepted_tokens_per_pos"]["values"]
     texts = [list(output.outputs[0].token_ids) for output in outputs]
-    print(json.dumps({"version": vllm.__version__, "texts": texts, **counts}))
+    print(json.dumps({"version": vllm.__version__, "texts": texts, "by_depth": by_depth, **counts}))
 
 
 if __name__ == "__main__":
