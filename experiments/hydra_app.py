@@ -94,7 +94,6 @@ def _key(override: str) -> str:
 def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
     """One line for what Hydra says in several, with the names there are."""
     text = str(error)
-    experiment = next((a for a in arguments if a.startswith("experiment=")), "")
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     missing = re.search(r"(?:Could not find|could not find|Could not load) '([^']+)'", text)
     options = re.search(r"Available options in '([^']+)':\s*(.*?)(?:\n\s*\n|Config search path|$)", text, re.DOTALL)
@@ -107,7 +106,7 @@ def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> st
     if key:
         full = re.search(r"full_key: (\S+)", text)
         name = full[1] if full and not key[0].startswith("Could") else key[1]
-        return f"unknown setting {name!r}.{_meant(name, _settings(command, experiment))} See: specdec {command} --help"
+        return f"unknown setting {name!r}.{_meant(name, _settings(command, arguments))} See: specdec {command} --help"
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Set the environment")]
     return " ".join(lines[:3])
 
@@ -121,11 +120,13 @@ def _extra(group: str) -> str:
     return f"; Hydra's launchers are extra packages: {LAUNCHERS}" if group.startswith("hydra/launcher") else ""
 
 
-def _settings(command: str, experiment: str) -> list[str]:
-    """Every setting's full name, for guesses at what was meant."""
+def _settings(command: str, arguments: Sequence[str]) -> list[str]:
+    """Every setting's full name under the groups that were chosen, for guesses at what was meant."""
+    groups = ("experiment", "drafter", "target")
+    chosen = [a for a in arguments if a.split("=")[0] in groups and "," not in a]  # not what a sweep goes through
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("specdec.conf", version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(command, [experiment] if experiment else []), resolve=False)
+        config = OmegaConf.to_container(hydra.compose(command, chosen), resolve=False)
 
     def walk(node: object, prefix: str) -> Iterator[str]:
         for key, value in node.items() if isinstance(node, Mapping) else ():

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specdec import loading
 from specdec.drafters.datastore import write
+from specdec.experiments.data import load_questions
 from specdec.experiments.training.corpus import Source, read_corpus
 
 FILE = "datastore.bin"
@@ -31,6 +32,8 @@ class DatastoreConfig:
         tokenizer: of the target: a zoo name, a folder or a hub id.
         packages: `stdlib` or names of installed distributions; held-out files (see corpus) stay out.
         files: text files, or patterns of such.
+        path: instead of both, text files (a pattern), or questions in Spec-Bench's form (a .jsonl), whose turns are the
+            texts.
         most_tokens: end there; None takes all. Texts come in an order of no meaning, so that a part is like the whole.
     """
 
@@ -38,7 +41,13 @@ class DatastoreConfig:
     tokenizer: str
     packages: Sequence[str] = ()
     files: Sequence[str] = ()
+    path: str | None = None
     most_tokens: int | None = None
+
+    @property
+    def patterns(self) -> list[str]:
+        """Of the files that are read."""
+        return list(self.files) if self.path is None else [self.path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +68,9 @@ def check(config: DatastoreConfig) -> None:
     """
     if config.most_tokens is not None and (type(config.most_tokens) is not int or config.most_tokens < 1):
         raise ValueError(f"training.most_tokens is {config.most_tokens!r}; expected a whole number from 1 on, or null")
-    if not config.packages and not config.files:
+    if not config.packages and not config.patterns:
         raise ValueError("training.packages and training.files are empty; name a package or a text file")
-    for pattern in config.files:
+    for pattern in config.patterns:
         if not glob.glob(pattern, recursive=True):
             raise ValueError(f"training.files: {pattern!r} matches no file")
     loading.model_path(config.tokenizer)
@@ -76,9 +85,9 @@ def build(config: DatastoreConfig, progress: Progress) -> DatastoreResult:
     """
     sort = _sorter()
     tokenizer = loading.load_tokenizer(config.tokenizer)
-    documents, sources = read_corpus(config.packages)
+    documents, sources = read_corpus(config.packages if config.path is None else ())
     texts = [document.text for document in documents if not document.held_out]
-    texts += [Path(file).read_text(encoding="utf-8") for file in _files(config)]
+    texts += [text for file in _files(config) for text in _texts(file)]
     if not texts:
         raise ValueError("there is no text in training.packages and training.files; nothing to build")
     if config.most_tokens is not None:
@@ -102,7 +111,13 @@ def build(config: DatastoreConfig, progress: Progress) -> DatastoreResult:
 
 
 def _files(config: DatastoreConfig) -> list[str]:
-    return [file for pattern in config.files for file in sorted(glob.glob(pattern, recursive=True))]
+    return [file for pattern in config.patterns for file in sorted(glob.glob(pattern, recursive=True))]
+
+
+def _texts(file: str) -> list[str]:
+    if file.endswith(".jsonl"):
+        return ["\n".join(question.turns) for question in load_questions(file).items]
+    return [Path(file).read_text(encoding="utf-8")]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:

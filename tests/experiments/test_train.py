@@ -136,6 +136,22 @@ def test_a_datastore_is_built_and_drafts_from_it(sorts_suffixes, target, tmp_pat
     assert decoder.generate("import os", max_new_tokens=4).stats.new_tokens == 4
 
 
+def test_a_datastore_of_other_texts(sorts_suffixes, target, tmp_path, monkeypatch, capsys):
+    """`data.path` stands instead of the packages: text files, or what is asked in a question file."""
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath("one.txt").write_text("import os\nimport sys\n")
+    question = {"question_id": 1, "category": "a", "turns": ["import re\n", "import json\n"]}
+    tmp_path.joinpath("question.jsonl").write_text(json.dumps(question) + "\n")
+    for path, words in (("*.txt", "import os\n"), ("question.jsonl", "import json\n")):
+        settings = ["drafter=retrieval", f"target.name={target}", f"data.path={path}", f"training.output={path[-3:]}"]
+        assert main(["train", *settings]) == 0, capsys.readouterr().err
+        assert "of 1 texts" in capsys.readouterr().out
+        drafter = {"_target_": "specdec.drafters.retrieval.Retrieval", "path": f"{path[-3:]}/datastore.bin"}
+        decoder = SpeculativeDecoder.from_pretrained(str(target), drafter=drafter)
+        ids = decoder.tokenizer(words)["input_ids"]
+        assert decoder.engine.drafter.datastore.find(ids, len(ids))[0] == len(ids)
+
+
 def test_a_datastore_without_held_out_files(sorts_suffixes, target, tmp_path, monkeypatch):
     config = datastore.DatastoreConfig(str(tmp_path), str(target), packages=["hydra-core"])
     documents = [corpus.Document(f"a/{i}.py", f"x = {i}\n") for i in range(200)]

@@ -63,6 +63,8 @@ def train_head(
     model = loading.instantiate(spec, allowed, "target")
     target = None if config.only_data else Target(model)
     head, teacher = make_head(config, target, allowed) if target else (None, None)
+    if head is not None:  # what is wrong with its drafter's yaml shows now
+        loading.build("drafter", {**raw["drafter"], "head": head}, allow_targets=allowed)
     output = Path(config.output)
     if head is not None and accelerator.is_main_process:
         claim(output, _settings(raw), FREE)

@@ -93,14 +93,14 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * rate(step, config)
         batches = _share(config, places, step, accelerator, teacher.model.device)
-        loss = _update(config, head, objective, teacher, batches, accelerator)
+        loss = float(accelerator.reduce(_update(config, head, objective, teacher, batches, accelerator), "mean"))
         optimizer.step()
         optimizer.zero_grad()
         done, reached = step + 1, step + 1 == config.steps
         if reached or done % config.evaluate_every == 0:
             found = simulate(head, teacher, held_out, DTYPES[config.dtype])
-            history.append((done, float(accelerator.reduce(loss, "mean")), found.mean_accepted_length))
-        progress(done, float(loss), history[-1][2] if history and history[-1][0] == done else None)
+            history.append((done, loss, found.mean_accepted_length))
+        progress(done, loss, history[-1][2] if history and history[-1][0] == done else None)
         if reached or done % config.checkpoint_every == 0:
             if accelerator.is_main_process:
                 checkpoint.save(folder, head, [optimizer], done, history)
