@@ -19,7 +19,7 @@ from specdec.sampling import DraftNoise
 from specdec.target import Target
 from specdec.tree.grow import Expand, Frontier, count_expanded, grow
 from specdec.tree.levels import Levels
-from specdec.tree.shallow import Shallow
+from specdec.tree.shallow import first_levels
 from specdec.tree.static import chain
 from specdec.tree.token_tree import TokenTree
 
@@ -110,7 +110,7 @@ class DraftModel:
         def expand(frontier: Frontier) -> Tensor:
             return fit_vocabulary(run(frontier).to(state.device), noise.vocab_size)
 
-        policy = self.policy if levels is None or levels >= self.policy.depth else Shallow(self.policy, levels)
+        policy = first_levels(self.policy, levels)
         grown = grow(policy, roots.to(state.device), logits, expand, noise)
         state.expanded[:, : grown.expanded.shape[1]] = grown.expanded
         return grown.tree

@@ -30,7 +30,7 @@ from specdec.target import PREFILL_ROWS, ROOM_STEP, Target
 from specdec.tree.best_first import BestFirst
 from specdec.tree.grow import Frontier, count_expanded, grow
 from specdec.tree.levels import Levels
-from specdec.tree.shallow import Shallow
+from specdec.tree.shallow import first_levels
 from specdec.tree.token_tree import TokenTree
 
 
@@ -169,7 +169,7 @@ class Eagle:
             return fit_vocabulary(self.head.logits(above), noise.vocab_size)
 
         root_logits = fit_vocabulary(self.head.logits(above), noise.vocab_size)[:, 0]  # [B, V]
-        policy = self.policy if levels is None or levels >= self.policy.depth else Shallow(self.policy, levels)
+        policy = first_levels(self.policy, levels)
         state.tree = grow(policy, roots, root_logits, expand, noise).tree
         return state.tree
 

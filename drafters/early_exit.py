@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from specdec.drafters.draft_model import run_levels
 from specdec.sampling import DraftNoise
 from specdec.target import Target
 from specdec.tree.grow import count_expanded, grow
+from specdec.tree.shallow import first_levels
 from specdec.tree.static import chain
 from specdec.tree.token_tree import TokenTree
 
@@ -41,6 +42,8 @@ class EarlyExit:
     Raises:
         ValueError: not one of `exit_layer` and `skip`, or not made of layer numbers.
     """
+
+    takes_levels: ClassVar[bool] = True
 
     def __init__(
         self, exit_layer: int | None = None, skip: Sequence[int] | None = None, tree: TreePolicy | None = None
@@ -96,15 +99,18 @@ class EarlyExit:
     def start(self, state: Target, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
         """The target has read the prompts."""
 
-    def propose(self, state: Target, roots: Tensor, noise: DraftNoise) -> TokenTree:
-        """Run the root, then grow a tree behind it."""
+    def propose(self, state: Target, roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
+        """Run the root, then grow a tree behind it, of the policy's first `levels` if that is not None."""
         assert self.target is not None
+        if levels == 0:
+            return TokenTree.roots(roots)
         live = roots >= 0
         state.lengths.copy_(self.target.lengths)
         root = TokenTree.roots(roots)
         logits = state.extend(root.tokens, root.depths, root.words, root.sizes).logits[:, 0]  # [B, V]
         state.lengths.add_(live)
-        return grow(self.policy, roots, logits, run_levels(state, live, self._expanded), noise).tree
+        run = run_levels(state, live, self._expanded)
+        return grow(first_levels(self.policy, levels), roots, logits, run, noise).tree
 
     def observe(self, state: Target, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
         """The target keeps what was accepted."""

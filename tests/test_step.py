@@ -30,6 +30,7 @@ from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput
 from specdec.decode import decode
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.eagle import Eagle
+from specdec.drafters.early_exit import EarlyExit
 from specdec.drafters.hydra import Hydra
 from specdec.drafters.lookahead import Lookahead
 from specdec.drafters.medusa import Medusa
@@ -53,7 +54,7 @@ from .models import VOCAB, make_config, make_model
 CAPACITY, MAX_LENGTH = 3, 40
 RULES = [Coupled(), Rejection()]
 DRAWN_RULES = [Block(), Traversal(), Typical(), Relaxed()]
-DRAWING = ["draft_model, chain", "draft_model, static", "medusa"]
+DRAWING = ["draft_model, chain", "draft_model, static", "early_exit", "medusa"]
 SAMPLED = SamplingParams(temperature=0.7, seed=3)
 SETTINGS = {
     "greedy": SamplingParams(),
@@ -82,6 +83,7 @@ DRAFTERS: dict[str, Callable[[PreTrainedModel], Drafter]] = {
     "draft_model, best_first": lambda model: DraftModel(model, BestFirst(max_nodes=8, depth=3, top_k=3)),
     "medusa": lambda model: Medusa(make_head("medusa", Target(model)), StaticTree(paths=[[0], [1], [0, 0], [0, 1]])),
     "hydra": lambda model: Hydra(make_head("hydra", Target(model)), BestFirst(max_nodes=8, depth=3, top_k=3)),
+    "early_exit": lambda _: EarlyExit(exit_layer=1, tree=StaticTree(paths=[[0], [1], [0, 0], [0, 1]])),
     "eagle": lambda model: Eagle(make_head("eagle", Target(model)), BestFirst(max_nodes=8, depth=3, top_k=3)),
 }
 
@@ -300,7 +302,8 @@ class DeviceNGram(NGram):
 
 
 @pytest.mark.parametrize(
-    "name", ["ngram", "recycling", "draft_model, chain", "draft_model, best_first", "medusa", "hydra", "scripted"]
+    "name",
+    ["ngram", "recycling", "draft_model, chain", "draft_model, best_first", "early_exit", "medusa", "hydra", "scripted"],
 )
 def test_captured_steps_write_the_same_texts(name: str) -> None:
     model = make_model(dtype=torch.float64)
@@ -404,6 +407,7 @@ def test_reading_late_changes_no_text(late: int, monkeypatch: pytest.MonkeyPatch
 
     drafters: list[Drafter] = [NoDrafter(), NGram(max_nodes=8), DraftModel(model, chain(3))]
     drafters += [Suffix(remember=0), Recycling(chain(3), remember=False), Lookahead(3, 3, 2)]
+    drafters += [EarlyExit(exit_layer=1).attach(target)]
     before = [run(drafter) for drafter in drafters]
     monkeypatch.setattr("specdec.decode.steps_late", lambda device: late)
     for drafter, (texts, stats) in zip(drafters, before, strict=True):

@@ -42,3 +42,8 @@ class Shallow:
     def prune(self, scores: Tensor) -> Tensor | None:
         """See TreePolicy."""
         return self.policy.prune(scores)
+
+
+def first_levels(policy: TreePolicy, levels: int | None) -> TreePolicy:
+    """A policy of at most so many levels; None for all of them."""
+    return policy if levels is None or levels >= policy.depth else Shallow(policy, levels)

@@ -19,7 +19,7 @@ from specdec.drafters.early_exit import EarlyExit, with_layers
 from specdec.drafters.none import NoDrafter
 from specdec.metrics import DecodingStats
 from specdec.request import Request
-from specdec.sampling import SamplingParams
+from specdec.sampling import Sampler, SamplingParams
 from specdec.step import Step
 from specdec.target import Target
 from specdec.tree.best_first import BestFirst
@@ -169,6 +169,24 @@ def test_with_every_lossless_rule(acceptance: str) -> None:
         model, ids, mask, drafter=EarlyExit(exit_layer=3), acceptance=acceptance, max_new_tokens=30, eos_token_id=[]
     )
     assert out.sequences[:, ids.shape[1] :].tolist() == [plain_text(model, p, 30) for p in prompts]
+
+
+@torch.inference_mode()
+def test_fewer_levels_where_they_are_asked_for() -> None:
+    """The whole tree's first levels, whatever was asked for before."""
+    target = Target(deep_model())
+    drafter = EarlyExit(exit_layer=3, tree=POLICIES["static"]).attach(target)
+    target.open(2, 20, drafter.needs.rows)
+    state = drafter.open(2, 20, target.device)
+    target.prefill([1], [PROMPTS[0]])
+    noise = Sampler(2, 80, target.device).at(target.lengths, 9, [1]).draft_noise(True)
+    roots = torch.tensor([-1, 7])
+    whole = drafter.propose(state, roots, noise).paths(1)
+    for levels in (0, 2, 1, 3, None, 9):
+        wanted = {tuple(path[: 1 + (3 if levels is None else levels)]) for path in whole}
+        assert {tuple(path) for path in drafter.propose(state, roots, noise, levels=levels).paths(1)} >= wanted
+        most = max(map(len, drafter.propose(state, roots, noise, levels=levels).paths(1)))
+        assert most == 1 + min(3, 3 if levels is None else levels)
 
 
 def test_the_cache_is_the_targets_own() -> None:
