@@ -80,7 +80,7 @@ class Adaptive:
         curve: Curve = None,
         draft_cost: float | None = None,
         allowance: float = 0.02,
-        decay: float = 0.9,
+        decay: float = 0.95,
         remember: bool = True,
     ):
         if draft_cost is None:
@@ -141,11 +141,10 @@ class Adaptive:
     def _sizes(self, state: State) -> list[int]:
         """Of every slot's tree, on the host."""
         sizes = [1] * state.capacity
-        count = self.needs.max_nodes - 1
         live = sorted(state.slots)
         for group in [live] * bool(live) if state.shared else [[slot] for slot in live]:
             payer, others = (state.together, state.together) if state.shared else (state.slots[group[0]], None)
-            known = [chances(state.slots[slot], others, count) for slot in group]
+            known = [chances(state.slots[slot], others) for slot in group]
             copies = 1 if state.shared else state.capacity
             chosen = budget(known, state.levels, copies, self.cost, payer, self.allowance)
             for slot, size in zip(group, chosen, strict=True):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from specdec.tree.cost import CostCurve
 
 TRIALS = 2.0  # full trees at the beginning, before anything is judged
-PRIOR = 2.0  # steps that the experience of all slots counts for beside a slot's own
+OTHERS = 4.0  # most steps that what all slots have seen counts for beside what a slot has seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +62,44 @@ class Account:
             if node:
                 self.hits[node - 1] += 1
 
-    def of(self, node: int) -> tuple[float, float]:
-        """Hits and seen of the node after the first `node`; 0 where there was none."""
-        return (self.hits[node], self.seen[node]) if node < len(self.seen) else (0.0, 0.0)
+    def known(self, node: int) -> float:
+        """How often node `node` was verified, weighted."""
+        return self.seen[node - 1] if node <= len(self.seen) else 0.0
+
+    def means(self, expected: Sequence[tuple[float, float]] = ()) -> list[float]:
+        """Of nodes 1, 2, ...
+
+        The mean of the node before counts for one step: a node that had bad luck before it was left out is taken in
+        again where those before it do well. So do `expected` means for the steps beside them.
+        """
+        found: list[float] = []
+        for i in range(max(len(self.seen), len(expected))):
+            hits, seen = (self.hits[i], self.seen[i]) if i < len(self.seen) else (0.0, 0.0)
+            mean, steps = expected[i] if i < len(expected) else (0.0, 0.0)
+            hits, seen = hits + mean * steps, seen + steps
+            if found:
+                hits, seen = hits + found[-1], seen + 1
+            found.append(hits / seen if seen else 0.0)
+        return found
 
 
-def chances(own: Account, others: Account | None, count: int) -> list[float] | None:
-    """Of nodes 1 ... count; of what was never verified 0. None while too little is known of any of them."""
-    first = own.of(0)[1] + (others.of(0)[1] if others else 0.0)
-    if first < TRIALS * own.decay:  # means fade
+def chances(own: Account, others: Account | None) -> list[float] | None:
+    """Of nodes 1, 2, ... to be on the accepted path; None while too little is known.
+
+    Args:
+        own: of the slot.
+        others: of all slots. It counts beside what a slot has seen, more or less of it as the slot's text has been
+            easier or harder.
+    """
+    if others is None:
+        return None if own.known(1) < TRIALS * own.decay else own.means()  # running counts fade
+    if others.known(1) < TRIALS * others.decay:  # which has seen what `own` has
         return None
-    found = []
-    for node in range(count):
-        hits, seen = own.of(node)
-        if others is not None and (known := others.of(node))[1]:
-            hits, seen = hits + PRIOR * known[0] / known[1], seen + PRIOR
-        found.append(hits / seen if seen else 0.0)
-    return found
+    means = others.means()
+    had = sum(seen * mean for seen, mean in zip(own.seen, means, strict=False))
+    easy = (sum(own.hits) + 1) / (had + 1)
+    steps = (min(OTHERS, seen) for seen in others.seen)
+    return own.means([(min(easy * mean, 1.0), count) for mean, count in zip(means, steps, strict=True)])
 
 
 def best_size(known: Sequence[float], levels: Sequence[int], slots: int, cost: StepCost) -> int:

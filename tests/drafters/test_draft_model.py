@@ -11,7 +11,7 @@ from torch import Tensor
 import specdec
 from specdec.core import TreePolicy
 from specdec.drafters.draft_model import DraftModel, State, fit_vocabulary
-from specdec.sampling import SamplingParams
+from specdec.sampling import DraftNoise, SamplingParams
 from specdec.tree.best_first import BestFirst
 from specdec.tree.static import StaticTree, chain
 from specdec.tree.token_tree import TokenTree
@@ -72,6 +72,45 @@ def test_cache_equals_a_fresh_prefill(shape: str, shared: bool, acceptance: floa
                 assert int(state.unread[slot]) == text[-1]
             wanted = next_logits(model, [*text, int(harness.roots[slot])])
             assert torch.allclose(logits[slot], wanted, atol=1e-9)
+
+
+class InTurns(DraftModel):
+    """Asked for another number of levels at every step."""
+
+    turn = 0
+
+    def propose(self, state: State, roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
+        levels = (None, 0, 1, 0, 0, 0, 2, None, 0, 0)[self.turn % 10]
+        self.turn += 1
+        tree = super().propose(state, roots, noise, levels)
+        assert levels is None or int(tree.depths.max()) <= levels
+        return tree
+
+
+@pytest.mark.parametrize("shape", POLICIES)
+@pytest.mark.parametrize("acceptance", [0.7, 1.0], ids=["some", "all"])
+def test_what_was_written_without_drafts_is_read_later(shape: str, acceptance: float) -> None:
+    """The cache and what waits to be read are the text, whoever enters and leaves meanwhile."""
+    model = make_model(vocab_size=VOCAB, dtype=torch.float64)
+    harness = Harness(InTurns(model, POLICIES[shape]), 4, VOCAB, SamplingParams(temperature=0.8), True)
+    harness.acceptance = acceptance
+    harness.enter([0, 2], [PROMPTS[0], PROMPTS[1]])
+    for number in range(20):
+        if number == 4:  # within a pause
+            harness.leave(0)
+        if number == 5:
+            harness.enter([0, 3], [PROMPTS[3], PROMPTS[2]])
+        check_shape(harness.step())
+        state: State = harness.state
+        for slot, text in harness.texts.items():
+            waiting = [int(t[slot]) for t in (state.unread, *state.skipped) if t[slot] >= 0]
+            length = int(state.model.lengths[slot])
+            assert text[length:] == waiting
+        if not state.skipped:
+            logits = logits_after(state, harness.roots, state.unread)
+            for slot, text in harness.texts.items():
+                wanted = next_logits(model, [*text, int(harness.roots[slot])])
+                assert torch.allclose(logits[slot], wanted, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", POLICIES)

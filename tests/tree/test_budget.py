@@ -18,13 +18,33 @@ def line(row: float, level: float = 0.0) -> StepCost:
 
 def test_running_means_of_what_was_verified() -> None:
     account = Account(0.5)
-    assert chances(account, None, 3) is None
+    assert chances(account, None) is None
     account.observe([0, 1, 3], 4)
     account.observe([0], 2)  # nodes 2 and 3 were not there
     account.observe([0, 1], 3)
-    found = chances(account, None, 4)
-    assert found == pytest.approx([(0.25 + 1) / 1.75, 0.0, 1.0, 0.0])
-    assert chances(account, None, 1) == found[:1]  # type: ignore[index]
+    assert account.hits == [1.25, 0.0, 1.0]
+    assert account.seen == [1.75, 1.5, 1.0]
+    first = 1.25 / 1.75
+    second = first / 2.5
+    assert chances(account, None) == pytest.approx([first, second, (1 + second) / 2])
+
+
+def test_a_node_that_had_bad_luck_is_taken_in_again() -> None:
+    account, cost, levels = Account(0.9), line(0.1), [0] * 4
+    for path in ([0, 1], [0], *[[0, 1]] * 20):
+        account.observe(path, 4 if len(account.hits) == 0 or path == [0] else 2)
+    sizes = budget([chances(account, None)], levels, 1, cost, Account(0.9), 0.0)
+    assert sizes[0] > 2  # one after the other
+    for _ in range(30):
+        account.observe([0, 1], 4)
+    assert budget([chances(account, None)], levels, 1, cost, Account(0.9), 0.0) == [2]
+
+
+def test_nothing_is_expected_where_nothing_was_accepted() -> None:
+    account = Account(0.9)
+    for _ in range(2):
+        account.observe([0], 4)
+    assert chances(account, None) == [0.0] * 3
 
 
 def test_what_all_have_seen_counts_until_a_slot_has_seen_more() -> None:
@@ -32,12 +52,21 @@ def test_what_all_have_seen_counts_until_a_slot_has_seen_more() -> None:
     for _ in range(30):
         others.observe([0, 1], 3)
     new = Account(0.9)
-    assert chances(new, others, 2) == pytest.approx([1.0, 0.0])
-    for _ in range(30):
-        new.observe([0], 2)
-    found = chances(new, others, 2)
+    found = chances(new, others)
     assert found is not None
-    assert found[0] < 0.2
+    assert found[0] == pytest.approx(1.0)
+    assert found[1] < 0.3
+    for _ in range(4):
+        new.observe([0], 2)
+    found = chances(new, others)
+    assert found is not None
+    assert found[0] < 0.15  # the text is harder, and so is what was not verified
+    assert found[1] < 0.15
+    for _ in range(30):
+        new.observe([0, 1, 2], 3)
+    found = chances(new, others)
+    assert found is not None
+    assert min(found) > 0.7
 
 
 @pytest.mark.parametrize("slots", [1, 5])

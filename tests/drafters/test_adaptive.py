@@ -1,0 +1,269 @@
+"""Trees as large as they pay: what speculation may lose, what it must win, whose past decides, and the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import specdec
+from specdec import loading
+from specdec.core import Drafter, DraftNeeds, TargetOutput, Verdict
+from specdec.drafters.adaptive import Adaptive
+from specdec.drafters.draft_model import DraftModel
+from specdec.drafters.hybrid import Hybrid
+from specdec.drafters.ngram import NGram
+from specdec.drafters.recycling import Recycling
+from specdec.drafters.suffix import Suffix
+from specdec.engine import Engine
+from specdec.experiments.methods import make_methods
+from specdec.metrics import DecodingStats
+from specdec.request import Request
+from specdec.sampling import DraftNoise, SamplingParams
+from specdec.tree.best_first import BestFirst
+from specdec.tree.budget import StepCost
+from specdec.tree.cost import CostCurve, Curve
+from specdec.tree.static import StaticTree, chain
+from specdec.tree.token_tree import TokenTree
+
+from ..fakes import Harness
+from ..models import make_model, noisy_copy, plain_text, ragged_batch
+
+VOCAB = 40
+PROMPTS = [[5, 6, 7, 5, 6], [1], [2, 3, 2, 3, 2, 3, 2], [9, 8], [4] * 12]
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu" / "curve.json"
+STATIC = StaticTree([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [1, 0, 0]])
+
+
+class Chains:
+    """Drafts chains of any tokens, and keeps what it was asked for."""
+
+    takes_levels = True
+
+    def __init__(self, nodes: int):
+        self.needs = DraftNeeds(max_nodes=nodes)
+        self.asked: list[int] = []
+
+    def open(self, capacity: int, max_length: int, device: torch.device) -> None:
+        pass
+
+    def start(self, state: None, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
+        pass
+
+    def propose(self, state: None, roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
+        self.asked.append(self.needs.max_nodes - 1 if levels is None else levels)
+        return TokenTree.chain(torch.cat([roots[:, None], roots.new_zeros(len(roots), self.asked[-1])], 1))
+
+    def observe(self, state: None, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
+        pass
+
+
+class WholeChains(Chains):
+    """Cannot leave levels out."""
+
+    takes_levels = False
+
+
+def model_steps(harness: Harness, cost: StepCost, steps: int) -> tuple[float, float, int]:
+    """Modelled cost of steps and of as many of plain decoding, and the tokens written."""
+    spent = plain = 0.0
+    before = sum(map(len, harness.texts.values()))
+    for _ in range(steps):
+        tree = harness.step()
+        inner: Any = harness.drafter.drafters[0]  # type: ignore[attr-defined]
+        spent += cost(int(tree.sizes.sum()), inner.asked[-1])
+        plain += cost(len(harness.texts), 0)
+    return spent, plain, sum(map(len, harness.texts.values())) - before
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared noise", "own noise"])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize(("curve", "level"), [(0.02, 0.0), (0.1, 0.0), (0.02, 0.2), (str(MEASURED), None)])
+def test_what_never_matches_costs_under_five_percent(
+    curve: Curve, level: float | None, batch: int, shared: bool
+) -> None:
+    """Counted in steps times their cost. A step writes as many tokens as plain decoding's here: one a sequence."""
+    drafter = Adaptive(Chains(5), curve, level)
+    harness = Harness(drafter, batch, VOCAB, SamplingParams(), shared, max_length=400)
+    harness.acceptance = 0.0
+    harness.enter(range(batch), PROMPTS[:batch])
+    spent, plain, tokens = model_steps(harness, drafter.cost, 160)
+    assert tokens == 160 * batch
+    assert plain < spent < 1.05 * plain
+    asked = drafter.drafters[0].asked  # type: ignore[attr-defined]
+    assert asked[0] == 4
+    assert asked.count(0) > 100
+    assert sum(levels > 0 for levels in asked[80:]) >= 1  # it goes on trying
+
+
+@pytest.mark.parametrize("acceptance", [0.05, 0.3, 0.5, 0.7, 0.9, 0.97])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_as_good_as_the_better_of_all_and_nothing(acceptance: float, batch: int) -> None:
+    drafter = Adaptive(Chains(9), 0.04, 0.05)
+    harness = Harness(drafter, batch, VOCAB, SamplingParams(), True, max_length=9000)
+    harness.acceptance = acceptance
+    harness.enter(range(batch), PROMPTS[:batch])
+    spent, _, tokens = model_steps(harness, drafter.cost, 700)
+    plain = batch / drafter.cost(batch, 0)
+    full = batch * sum(acceptance**depth for depth in range(9)) / drafter.cost(9 * batch, 8)
+    assert tokens / spent > 0.95 * max(plain, full)
+
+
+def test_a_text_that_becomes_easy_is_noticed_and_one_that_becomes_hard_too() -> None:
+    drafter = Adaptive(Chains(9), 0.04, 0.05)
+    harness = Harness(drafter, 1, VOCAB, SamplingParams(), True, max_length=9000)
+    harness.enter([0], PROMPTS[:1])
+    rates = []
+    for acceptance in (0.0, 0.95, 0.0, 0.95):
+        harness.acceptance = acceptance
+        model_steps(harness, drafter.cost, 120)
+        spent, _, tokens = model_steps(harness, drafter.cost, 120)
+        rates.append(tokens / spent)
+    assert min(rates[::2]) > 0.9 / drafter.cost(1, 0)
+    assert min(rates[1::2]) > 2.0
+
+
+def test_every_slot_has_a_size_of_its_own() -> None:
+    drafter = Adaptive(WholeChains(6), 0.05)
+    harness = Harness(drafter, 3, VOCAB, SamplingParams(), True, max_length=900)
+    decide = harness._decide
+
+    def easy_in_slot_one(tree: TokenTree, slot: int) -> tuple[list[int], int]:
+        harness.acceptance = 0.95 if slot == 1 else 0.0
+        return decide(tree, slot)
+
+    harness._decide = easy_in_slot_one  # type: ignore[method-assign]
+    harness.enter([0, 1], PROMPTS[:2])
+    sizes = torch.stack([harness.step().sizes for _ in range(60)])[20:].double().mean(0)
+    assert sizes[1] > 4
+    assert sizes[0] < 2.5
+    assert sizes[2] == 0
+
+
+def test_what_earlier_requests_have_shown_is_remembered_or_not() -> None:
+    for remember, tries in ((True, 0), (False, 2)):
+        drafter = Adaptive(Chains(5), 0.1, remember=remember, allowance=0.0)
+        for _ in range(2):
+            harness = Harness(drafter, 1, VOCAB, SamplingParams(), True)
+            harness.acceptance = 0.0
+            harness.enter([0], PROMPTS[:1])
+            sizes = [int(harness.step().sizes) for _ in range(6)]
+        assert sum(size > 1 for size in sizes) == tries
+
+
+def test_under_its_own_noise_a_slot_decides_by_its_own_past_alone() -> None:
+    """Other prompts beside it, which go another way, change nothing: not even where seeds, and so noise, are equal."""
+
+    def trace(neighbours: list[list[int]], others_acceptance: float) -> list[tuple[int, list[list[int]]]]:
+        draft = DraftModel(make_model(vocab_size=VOCAB, dtype=torch.float64), STATIC)
+        harness = Harness(Adaptive(draft, 0.05, 0.05), 3, VOCAB, SamplingParams(temperature=0.8, seed=3), False)
+        decide = harness._decide
+
+        def by_slot(tree: TokenTree, slot: int) -> tuple[list[int], int]:
+            harness.acceptance = 0.5 if slot == 1 else others_acceptance
+            return decide(tree, slot)
+
+        harness._decide = by_slot  # type: ignore[method-assign]
+        harness.enter([1], [PROMPTS[2]])
+        if neighbours:
+            harness.enter([0, 2], neighbours)
+        seen = []
+        for _ in range(30):
+            tree = harness.step()
+            seen.append((int(tree.sizes[1]), tree.paths(1)))
+        return seen
+
+    alone = trace([], 0.0)
+    assert len({size for size, _ in alone}) > 2
+    assert alone == trace([PROMPTS[0], PROMPTS[3]], 0.0) == trace([PROMPTS[1], PROMPTS[4]], 1.0)
+
+
+INNER: dict[str, Any] = {
+    "draft_model, chain": lambda model: DraftModel(noisy_copy(model, 0.05), chain(4)),
+    "draft_model, static": lambda model: DraftModel(noisy_copy(model, 0.05), STATIC),
+    "draft_model, best first": lambda model: DraftModel(noisy_copy(model, 0.05), BestFirst(10, 4, 3)),
+    "ngram": lambda _: NGram(),
+    "suffix": lambda _: Suffix(),
+    "recycling": lambda _: Recycling(STATIC),
+    "hybrid": lambda _: Hybrid([Suffix(), Recycling(STATIC)]),
+}
+
+
+@pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
+@pytest.mark.parametrize("lengths", [(6,), (9, 4, 1, 12, 3)], ids=["alone", "five"])
+@pytest.mark.parametrize("inner", INNER)
+def test_text_is_the_models_own(inner: str, lengths: tuple[int, ...], acceptance: str) -> None:
+    """Where drafting is dear enough that trees grow, shrink and stop."""
+    model = make_model(vocab_size=VOCAB, dtype=torch.float64)
+    ids, mask, prompts = ragged_batch(lengths, vocab=VOCAB)
+    drafter = Adaptive(INNER[inner](model), 0.15, 0.05, allowance=0.1)
+    out = specdec.generate(
+        model, ids, mask, drafter=drafter, acceptance=acceptance, max_new_tokens=60, eos_token_id=[], pad_token_id=0
+    )
+    assert out.sequences[:, ids.shape[1] :].tolist() == [plain_text(model, p, 60) for p in prompts]
+    if inner.startswith("draft_model"):  # the others look into texts, and these are random
+        assert out.stats.mean_accepted_length_pooled > 1.02
+    requests = out.stats.requests
+    assert 0 < sum(r.nodes for r in requests) < 0.9 * sum((drafter.needs.max_nodes - 1) * r.steps for r in requests)
+
+
+@pytest.mark.parametrize("inner", ["draft_model, static", "draft_model, best first", "suffix"])
+@pytest.mark.parametrize("lengths", [(6,), (9, 4, 1, 12, 3)], ids=["alone", "five"])
+def test_the_same_seed_gives_the_same_text(inner: str, lengths: tuple[int, ...]) -> None:
+    model = make_model(vocab_size=VOCAB, dtype=torch.float64)
+    ids, mask, _ = ragged_batch(lengths, vocab=VOCAB)
+    settings: dict[str, Any] = {"sampling": SamplingParams(temperature=0.8, top_p=0.95, seed=7), "eos_token_id": []}
+    plain = specdec.generate(model, ids, mask, drafter="none", max_new_tokens=60, **settings)
+    drafter = Adaptive(INNER[inner](model), 0.15, 0.05, allowance=0.1)
+    for _ in range(2):  # the second time it remembers
+        ours = specdec.generate(model, ids, mask, drafter=drafter, max_new_tokens=60, **settings)
+        assert torch.equal(ours.sequences, plain.sequences)
+
+
+def test_requests_that_come_and_go() -> None:
+    model = make_model(vocab_size=VOCAB, dtype=torch.float64)
+    drafter = Adaptive(DraftModel(noisy_copy(model, 0.05), STATIC), 0.15, 0.05, allowance=0.1)
+    engine = Engine(model, drafter, None, "coupled")
+    requests = [Request(prompt, 8 + 7 * i, SamplingParams()) for i, prompt in enumerate(PROMPTS * 2)]
+    stats, texts = DecodingStats(), [list[int]() for _ in requests]
+    for generation, tokens in engine.run(requests, stats, slots=3):
+        texts[generation.index] += tokens
+    assert texts == [plain_text(model, list(r.prompt), r.max_new_tokens) for r in requests]
+
+
+def test_a_yaml_within_a_yaml() -> None:
+    made = loading.build("drafter", "adaptive", drafter={"_target_": "specdec.drafters.ngram.NGram", "max_nodes": 5})
+    assert isinstance(made.drafter, NGram)
+    assert made.needs.max_nodes == 5
+    assert isinstance(loading.build("drafter", "adaptive", drafter="recycling").drafter, Recycling)
+    with pytest.raises(ValueError, match=r"unknown drafter 'ngrm'\. Did you mean 'ngram'"):
+        loading.check_spec("drafter", {"_target_": "specdec.drafters.adaptive.Adaptive", "drafter": "ngrm"})
+    raw = {"methods": {"a": {"drafter": {**loading.read_yaml("drafter", "adaptive"), "drafter": "synthetic"}}}}
+    assert [m.name for m in make_methods({"acceptance": "coupled", **raw}, ())] == ["none", "a_synthetic"]
+
+
+def test_refuses() -> None:
+    small: Any = NGram()
+    small.vocab_size = 7
+    with pytest.raises(ValueError, match="a vocabulary of 7 tokens"):
+        specdec.generate(make_model(), torch.tensor([[1, 2]]), drafter=Adaptive(small), max_new_tokens=2)
+    with pytest.raises(ValueError, match="Adaptive cannot be a part of hybrid"):
+        Hybrid([Adaptive(NGram())])
+    wrong: list[dict[str, Any]] = [{"draft_cost": -1.0}, {"allowance": -0.1}, {"decay": 1.0}]
+    for settings in wrong:
+        with pytest.raises(ValueError, match="adaptive needs draft_cost >= 0, allowance >= 0 and decay between"):
+            Adaptive(NGram(), **settings)
+    with pytest.raises(ValueError, match="a row's cost is -1"):
+        Adaptive(NGram(), -1.0)
+
+
+def test_the_yaml_measured_costs_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "curve.json"
+    file.write_text('{"nodes": [1, 8], "cost": [1.0, 1.7], "draft_cost": 0.3}')
+    drafter: Drafter = Adaptive(NGram(), str(file))
+    assert isinstance(drafter, Adaptive)
+    assert drafter.cost == StepCost(CostCurve((1, 8), (1.0, 1.7)), 0.3)
+    assert Adaptive(NGram(), str(file), 0.1).cost.level == 0.1
