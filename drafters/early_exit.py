@@ -134,7 +134,7 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
         parents.append(child)
     if name:
         setattr(parents[-1], name.split(".")[-1], nn.ModuleList(blocks[i] for i in kept))
-    shorter = {}
+    shorter: dict[int, PreTrainedConfig] = {}
     for module in parents:
         config = getattr(module, "config", None)
         if config is not None:

@@ -17,7 +17,7 @@ from specdec.acceptance.relaxed import Relaxed
 from specdec.acceptance.traversal import Traversal
 from specdec.acceptance.typical import Typical
 from specdec.capture import CapturedStep, Graphs
-from specdec.core import AcceptanceRule, DraftNeeds, TargetOutput, Verdict
+from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput, Verdict
 from specdec.decode import decode
 from specdec.drafters.hybrid import Hybrid
 from specdec.drafters.lookahead import Lookahead
@@ -183,11 +183,15 @@ def test_trees_are_judged_as_without_riders(target: Target, texts: list[list[int
             assert getattr(mine, name) == getattr(other, name)
 
 
+def captured(target: Target, drafter: Drafter, rule: AcceptanceRule, capacity: int, max_length: int) -> Step:
+    return CapturedStep(target, drafter, rule, capacity, max_length, Graphs(Replayed))
+
+
 def test_captured_steps_take_riders_along(target: Target, texts: list[list[int]]) -> None:
     """Beside a drafter on the host a graph holds copies of tree and riders; on the device the whole step."""
     known = {tuple(p): t for p, t in zip(PROMPTS, texts, strict=True)}
     counted = []
-    for kind in (Step, lambda *arguments: CapturedStep(*arguments, graphs=Graphs(Replayed))):
+    for kind in (Step, captured):
         drafter = Riding(known, beside=True)
         found, stats = serve(target, drafter, Coupled(), 3, kind)
         assert found == texts

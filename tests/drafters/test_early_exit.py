@@ -217,12 +217,13 @@ def test_a_shorter_model_shares_its_modules_and_leaves_the_whole_as_it_was() -> 
 
 
 def test_refuses() -> None:
-    for wrong in ({}, {"exit_layer": 2, "skip": [1]}):
+    neither_or_both: list[dict[str, Any]] = [{}, {"exit_layer": 2, "skip": [1]}]
+    for settings in neither_or_both:
         with pytest.raises(ValueError, match="needs exit_layer or skip, and one of them"):
-            EarlyExit(**wrong)
-    for wrong in ({"exit_layer": 0}, {"skip": []}, {"skip": [1, 1]}, {"skip": [-1]}):
+            EarlyExit(**settings)
+    for settings in ({"exit_layer": 0}, {"skip": []}, {"skip": [1, 1]}, {"skip": [-1]}):
         with pytest.raises(ValueError, match=r"early_exit\.(exit_layer|skip) is .*; expected"):
-            EarlyExit(**wrong)
+            EarlyExit(**settings)
     target = Target(deep_model())
     for settings in ({"exit_layer": 4}, {"exit_layer": 9}, {"skip": [4]}, {"skip": [0, 1, 2, 3]}):
         with pytest.raises(ValueError, match=f"got {next(iter(settings))}=.* for a target of 4 layers; expected some"):

@@ -33,14 +33,15 @@ class Naive:
     """One slot. The pool is a list, the oldest first; what was taken out of its place leaves None."""
 
     def __init__(self, drafter: Lookahead, prompt: list[int]):
-        self.drafter, self.text, self.pool = drafter, list(prompt), []
+        self.drafter, self.text = drafter, list(prompt)
+        self.pool: list[tuple[int, ...] | None] = []
         self.recent = [prompt[-RECENT:][i % len(prompt[-RECENT:])] for i in range(RECENT)]
         self.count = len(prompt[-RECENT:])
         size = drafter.ngram
         for end in range(size, len(prompt) + 1):
             gram = tuple(prompt[end - size : end])
             self.pool = [g for g in self.pool if g != gram] + [gram]
-        self.pool: list[tuple[int, ...] | None] = self.pool[-drafter.pool :]
+        self.pool = self.pool[-drafter.pool :]
         self.columns = [self.piece(j) for j in range(drafter.window)]  # column -> its levels
 
     def piece(self, column: int) -> list[int]:
