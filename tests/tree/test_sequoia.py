@@ -18,6 +18,7 @@ from specdec.tree.cost import CostCurve
 from specdec.tree.sequoia import Chances, Table, choose, expected_tokens, read_chances, sequoia
 from specdec.tree.static import StaticTree
 
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu" / "curve.json"
 VECTORS: dict[str, Chances] = {
     "falling": ((0.6, 0.2, 0.05),),
     "flat": ((0.3, 0.3, 0.3),),
@@ -149,7 +150,12 @@ def test_a_policy_of_fixed_shape() -> None:
     assert sequoia([[0.9], [0.1, 0.1]], 0.0, 4, 2).paths == ((0,), (0, 0), (0, 1))
 
 
-def test_the_yaml_in_conf() -> None:
+def test_the_yaml_in_conf_is_what_was_measured() -> None:
+    spec, measured = loading.read_yaml("tree", "sequoia"), json.loads(MEASURED.read_text())
+    assert spec["acceptance"] == measured["acceptance"]
+    assert spec["draft_cost"] == measured["draft_cost"]
+    line, curve = CostCurve.make(spec["curve"]), CostCurve.make(MEASURED)
+    assert all(line(n) == pytest.approx(curve(n), rel=0.06) for n in range(1, 65))
     tree = loading.build("tree", "sequoia")
     assert isinstance(tree, StaticTree)
     assert 2 < tree.max_nodes <= 32
