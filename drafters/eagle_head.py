@@ -241,7 +241,7 @@ class EagleHead(nn.Module):
         """
         table = self.embedding if self.embed_tokens is None else self.embed_tokens.weight
         assert table is not None, "the head is not bound to a target"
-        embedded = embedding(tokens.clamp_max(len(table) - 1), table).to(features.dtype)  # [b, R, E]
+        embedded = embedding(tokens.clamp(0, len(table) - 1), table).to(features.dtype)  # [b, R, E]
         if self.config.version == 1:
             features = self.fc(torch.cat([embedded, features], -1))
         angles = self.rotary[0](features, positions)
