@@ -59,7 +59,7 @@ bench: install ## time the loop against transformers' own on this machine
 	$(BIN)/python benchmarks/loop.py $(ARGS)
 
 ##@ Check
-.PHONY: test test-slow test-gpu test-oldest test-triton-oldest quality format
+.PHONY: test test-slow test-gpu test-quant test-oldest test-triton-oldest quality format
 test: install ## the suite, without what is marked slow or gpu
 	$(call say,Tests)
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
@@ -72,6 +72,10 @@ test-gpu: install ## what needs a CUDA device
 	$(call say,Tests on the GPU)
 	$(BIN)/pytest -m gpu $(ARGS)
 
+test-quant: $(VENV)/quant/.installed ## weights of 8 bits, with torchao beside .venv (in it, it would talk at every import)
+	$(call say,Tests with torchao)
+	PYTHONPATH=$(abspath $(VENV)/quant) $(BIN)/pytest tests/test_quantization.py $(ARGS)
+
 test-oldest: .venv-oldest/.transformers-$(OLDEST_TRANSFORMERS) ## the suite on the oldest supported transformers, in .venv-oldest
 	$(call say,Tests on transformers $(OLDEST_TRANSFORMERS))
 	.venv-oldest/bin/pytest -n $(JOBS) $(ARGS)
@@ -79,6 +83,10 @@ test-oldest: .venv-oldest/.transformers-$(OLDEST_TRANSFORMERS) ## the suite on t
 test-triton-oldest: .venv-triton/.torch-$(OLDEST_TORCH)-triton-$(OLDEST_TRITON) ## the kernels' tests on the oldest supported triton and torch, in .venv-triton
 	$(call say,Kernel tests on triton $(OLDEST_TRITON) and torch $(OLDEST_TORCH))
 	.venv-triton/bin/pytest -n $(JOBS) tests/kernels $(ARGS)
+
+$(VENV)/quant/.installed: constraints.txt | install
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target $(VENV)/quant torchao
+	@touch $@
 
 # The pins but for the one package that differs here, and what must move along with it.
 .venv-oldest/.transformers-$(OLDEST_TRANSFORMERS): pyproject.toml constraints.txt

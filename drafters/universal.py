@@ -140,7 +140,7 @@ class Universal(TextKeeper[BothTexts]):
         """Grow a tree of draft tokens after every text, and translate its paths."""
         reading, logits = self._catch_up(state, list(state.texts))
         trees: list[tuple[list[int], list[int]]] = [([], [])] * state.capacity
-        drafted = self._grow(state, reading, logits) if reading else None
+        drafted = None if logits is None else self._grow(state, reading, logits)
         for slot, text in state.texts.items():
             paths = [path[1:] for path in drafted.paths(slot)] if drafted is not None and slot in reading else []
             found = self.translator.continuations(text, paths, vocab_size)

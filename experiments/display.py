@@ -105,7 +105,8 @@ def leaderboard(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]
 def show_table(console: Console, summary: Mapping[str, Any]) -> None:
     """The leaderboard, in 80 columns."""
     target = summary["target"]
-    title = f"{summary['experiment']}: {target['name']}, {target['dtype']}"
+    packed = f" with {target['quantize']} weights" if target.get("quantize") else ""
+    title = f"{summary['experiment']}: {target['name']}, {target['dtype']}{packed}"
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("method", no_wrap=True)
     for name in ("accepted", "speed-up", "draft/verify/\naccept/commit %"):

@@ -109,7 +109,7 @@ def _summary(
             "questions": len({r["question_id"] for r in rows}),
             "requests": len(rows),
             "notes": notes,
-            "target": bench.describe(config.target["name"]),
+            "target": bench.describe(config.target["name"], config.target.get("quantize")),
             "environment": {"peak_bandwidth": bandwidth, "threads": torch.get_num_threads()},
             "baseline": config.methods[0].name,
             "methods": summarise(

@@ -16,6 +16,7 @@ from specdec.experiments.config import RunConfig
 from specdec.experiments.methods import Method
 from specdec.experiments.validation import LOAD_MODEL
 from specdec.metrics import TargetCost
+from specdec.quantization import stored_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,13 @@ class Bench:
             raise ValueError(f"measure.max_new_tokens is {max_new_tokens}, but the target has {limit} positions in all")
         return limit - max_new_tokens if limit else 0
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str, quantize: str | None) -> dict[str, Any]:
         """The target, for the summary."""
         return {
             "name": name,
             "class": type(self.model).__name__,
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "quantize": quantize,
             "device": str(self.device),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "weight_bytes": self.cost.weight_bytes,
@@ -108,4 +110,4 @@ def target_cost(model: PreTrainedModel, engine: Engine) -> TargetCost:
     weights = [p for p in model.parameters() if tied or p is not embedding]
     cache = engine.target.cache
     kv = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (*cache.keys, *cache.values))
-    return TargetCost(sum(p.numel() for p in weights), sum(p.numel() * p.element_size() for p in weights), kv)
+    return TargetCost(sum(p.numel() for p in weights), sum(map(stored_bytes, weights)), kv)

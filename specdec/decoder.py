@@ -100,14 +100,18 @@ class SpeculativeDecoder:
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         trust_remote_code: bool = False,
+        quantize: str | None = None,
         **settings: Any,
     ) -> SpeculativeDecoder:
-        """Load a model and its tokenizer: a zoo name, a folder or a hub id. Other arguments as for the class."""
+        """Load a model and its tokenizer: a zoo name, a folder or a hub id.
+
+        `device` ... `quantize` as in `loading.load_model`; other arguments as for the class.
+        """
         inspect.signature(SpeculativeDecoder).bind(None, None, **settings)  # before the weights are loaded
         for kind in ("drafter", "tree", "acceptance"):
             loading.check_spec(kind, settings.get(kind), settings.get("allow_targets", ()))
         tokenizer = loading.load_tokenizer(name, trust_remote_code)
-        model = loading.load_model(name, device, dtype, trust_remote_code)
+        model = loading.load_model(name, device, dtype, trust_remote_code, quantize)
         return SpeculativeDecoder(model, tokenizer, **settings)
 
     def warmup(self, slots: int = 1, max_length: int = 2048, sampling: SamplingParams | None = None) -> None:

@@ -23,7 +23,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from specdec import hub
+from specdec import hub, quantization
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf"
@@ -273,7 +273,11 @@ def check_folder(folder: Path) -> None:
 
 
 def load_model(
-    name: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
+    name: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+    quantize: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model from the zoo, a folder or the hub; safetensors only.
 
@@ -282,15 +286,20 @@ def load_model(
         device: a torch device, or auto: a GPU if there is one.
         dtype: a torch dtype or its name, or auto: as saved.
         trust_remote_code: run the repository's own model code. Off unless asked for.
+        quantize: int8 or int4: the linear layers' weights in so many bits, through torchao (see `quantization`).
 
     Raises:
-        ValueError: there is no such model, dtype or device, or its files are damaged.
+        ValueError: there is no such model, dtype or device, its files are damaged, or it cannot be quantised so.
     """
     path = model_path(name)
+    if quantize is not None and quantize not in quantization.KINDS:
+        raise unknown("quantize", str(quantize), quantization.KINDS)
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise unknown("dtype", dtype, ["auto", *DTYPES])
     chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     where = choose_device(device)
+    if quantize is not None:
+        quantization.check(quantize, where)
     offline = not Path(path).is_dir() and hub.local_only()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -306,6 +315,8 @@ def load_model(
         raise ValueError(f"cannot load {str(name)!r} as a causal language model: {reason}") from error
     if lacking := sorted(report["missing_keys"]):  # transformers fills in random numbers
         raise ValueError(f"{str(name)!r} lacks the weights {', '.join(lacking[:3])}{' ...' * (len(lacking) > 3)}")
+    if quantize is not None:
+        quantization.quantize(model, quantize, where)
     return model.to(where).eval()
 
 

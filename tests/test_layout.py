@@ -23,7 +23,7 @@ LEVELS = (
     {"kernels", "noise", "conf"},
     {"tree", "sampling", "core"},  # core imports tree.token_tree, tree policies are written against core's contracts
     {"acceptance", "cache"},
-    {"attention", "packing", "inspection", "compiled", "target", "hub", "loading", "heads"},
+    {"attention", "packing", "inspection", "compiled", "target", "hub", "quantization", "loading", "heads"},
     {"metrics", "request", "step", "capture", "decode"},
     {"inputs", "text", "engine", "decoder", "api", "hf"},
     {"specdec"},  # specdec/__init__.py

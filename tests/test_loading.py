@@ -107,7 +107,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(seconds: float) -> None:
         raise AssertionError(f"waited for {seconds} s")
 
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("specdec.hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setattr(time, "sleep", wait)
 
@@ -125,7 +125,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(name: str, no_network: Non
 
 
 def test_the_hub_left_out(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("specdec.hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set, and it was not fetched before"):
         loading.load_model("gpt2")
 

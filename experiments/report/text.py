@@ -51,7 +51,7 @@ def interval(found: Mapping[str, Any]) -> str:
 
 def is_faster(found: Mapping[str, Any] | None) -> bool:
     """Whether a speed-up may be shown as one: nothing to say against it, and its interval lies above 1."""
-    return bool(found) and not found.get("label") and (found.get("low") or 0) > 1
+    return found is not None and not found.get("label") and (found.get("low") or 0) > 1
 
 
 def mark(verdict: str) -> tuple[str, str]:
