@@ -23,7 +23,7 @@ LEVELS = (
     {"kernels", "noise", "conf"},
     {"tree", "sampling", "core"},  # core imports tree.token_tree, tree policies are written against core's contracts
     {"acceptance", "cache"},
-    {"attention", "packing", "inspection", "compiled", "target", "hub", "quantization", "loading", "heads"},
+    {"attention", "packing", "inspection", "partial", "compiled", "target", "hub", "quantization", "loading", "heads"},
     {"metrics", "request", "step", "capture", "decode"},
     {"inputs", "text", "engine", "decoder", "api", "hf"},
     {"specdec"},  # specdec/__init__.py
@@ -34,6 +34,7 @@ ONLY = {
     "drafters": {
         *("drafters", "tree", "sampling", "noise", "core", "target", "loading", "heads", "kernels"),
         *("attention", "cache", "packing"),  # for heads with layers of their own
+        "partial",  # for those that draft with some of the target's
     },
 }
 EVERYTHING = {"experiments"}

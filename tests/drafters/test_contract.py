@@ -58,7 +58,7 @@ def make_drafter(name: str, **settings: Any) -> Drafter:
     """As the yaml says, but for a tiny draft model in float64, where batching changes no token, a tiny corpus,
     tokenizers of letters, and random heads on the tiny model."""
     settings["model"] = make_model(vocab_size=VOCAB, dtype=torch.float64)
-    settings["path"], settings["exit_layer"] = corpus(), 1
+    settings["path"], settings["exit_layer"], settings["skip"] = corpus(), 1, None
     settings["tokenizer"] = settings["draft_tokenizer"] = byte_tokenizer()
     made: Drafter = loading.build("drafter", make_spec(name, settings))
     return attach(made, Target(settings["model"], hidden_layers=made.needs.hidden_layers))

@@ -15,9 +15,10 @@ from specdec import inspection
 from specdec.acceptance.coupled import Coupled
 from specdec.core import TreePolicy
 from specdec.decode import decode
-from specdec.drafters.early_exit import EarlyExit, with_layers
+from specdec.drafters.early_exit import EarlyExit
 from specdec.drafters.none import NoDrafter
 from specdec.metrics import DecodingStats
+from specdec.partial import with_layers
 from specdec.request import Request
 from specdec.sampling import Sampler, SamplingParams
 from specdec.step import Step
@@ -122,7 +123,11 @@ def test_whichever_layers_are_left_out(settings: dict[str, Any]) -> None:
     check_drafts(deep_model(vocab_size=40), settings, POLICIES["static"])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+QUICK = ("gemma3", "gpt2", "opt")  # layers by turns; other names for everything
+SLOWLY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ARCHITECTURES]
+
+
+@pytest.mark.parametrize("architecture", SLOWLY)
 def test_every_architecture(architecture: str) -> None:
     """Windows and kinds of layers stay those of the layers that are kept."""
     model = deep_model(architecture, vocab_size=40, dtype=torch.float32)  # some have no float64
