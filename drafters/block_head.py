@@ -4,88 +4,64 @@ As in DFlash (arXiv 2602.06036) the target's hidden states enter as keys and val
 out at a place is fused into one row, which every layer projects, so a new token of the text costs one projection. The
 block's own rows are the root and placeholders for what follows; they see all rows of the text before the root, and
 each other: those before them (JetSpec, arXiv 2606.18394) or all (DFlash). A row's logits do not know the tokens drafted
-before it; a low-rank correction by the one before it (DSpark, arXiv 2607.05147) is added where the tree grows.
+before it; a low-rank correction by the one right before it, gated by the row, is added where the tree grows (DSpark,
+arXiv 2607.05147).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import Qwen3Config
-from transformers.models.qwen3.modeling_qwen3 import (
-    Qwen3DecoderLayer,
-    Qwen3RMSNorm,
-    Qwen3RotaryEmbedding,
-    rotate_half,
-)
+from transformers import PreTrainedModel, Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding, rotate_half
 
 from specdec.attention import plugged_in
-from specdec.heads import load_weights, make_config, read_head, write_head
+from specdec.drafters.block_formats import BlockConfig, decoder_settings, read_foreign, write_foreign
+from specdec.heads import Export, load_weights, make_config, read_head, write_head
+from specdec.loading import HEAD_KEY
 from specdec.target import Target
 
 KIND = "block"
+SPREAD = 0.02  # of new weights
 
 
-@dataclass(frozen=True)
-class BlockConfig:
-    """What a head is made of.
-
-    Attributes:
-        vocab_size: of the target.
-        depth: tokens predicted ahead of a root, K.
-        hidden_layers: of the target, whose outputs are fused.
-        decoder: settings of transformers' Qwen3Config, whose layers these are.
-        causal: a block row sees those before it; False: all. A causal head also drafts shorter blocks, for less.
-        from_root: the root's row predicts the token after the root; False: that row predicts nothing, and the
-            placeholders' rows the tokens at their own places.
-        rank: of the correction by the token before; 0 for none.
-        mask_token: the placeholders are this token's embedding; None: each has its own, which is learned.
-    """
-
-    vocab_size: int
-    depth: int
-    hidden_layers: tuple[int, ...]
-    decoder: dict[str, Any]
-    causal: bool = True
-    from_root: bool = True
-    rank: int = 64
-    mask_token: int | None = None
-    lead: bool = True
-    gated: bool = True
-
-    @property
-    def rows(self) -> int:
-        """Of a block, the root's included."""
-        return self.depth if self.from_root else self.depth + 1
+def to_dflash(head: BlockHead, model: PreTrainedModel) -> Export:
+    """The head of a target `model` as DFlash's own code, vLLM and SGLang read it."""
+    layers = model.config.get_text_config().num_hidden_layers
+    return Export(*write_foreign(head.config, head.state_dict(), layers))
 
 
 class BlockHead(nn.Module):
-    """See the module, and `TrainableHead` for what `specdec train` does with it."""
+    """See the module, and `TrainableHead` for what `specdec train` does with it.
+
+    Attributes:
+        decoder: the layers' settings, which `attention.plugged_in` switches to our attention.
+        formats: what `specdec export` can write.
+    """
+
+    formats: ClassVar[Mapping[str, Callable[[BlockHead, PreTrainedModel], Export]]] = {"dflash": to_dflash}
 
     def __init__(self, config: BlockConfig):
         super().__init__()
         self.config = config
         self.depth, self.hidden_layers, self.vocab_size = config.depth, config.hidden_layers, config.vocab_size
-        self.decoder = Qwen3Config(**config.decoder, vocab_size=config.vocab_size, tie_word_embeddings=False)
+        self.decoder = Qwen3Config(**config.decoder, vocab_size=config.vocab_size, attn_implementation="sdpa")
         width, eps = self.decoder.hidden_size, self.decoder.rms_norm_eps
         self.hidden_size: int = width
         self.fc = nn.Linear(len(config.hidden_layers) * width, width, bias=False)
         self.hidden_norm = Qwen3RMSNorm(width, eps=eps)
         self.layers = nn.ModuleList(Qwen3DecoderLayer(self.decoder, i) for i in range(self.decoder.num_hidden_layers))
         self.norm = Qwen3RMSNorm(width, eps=eps)
-        own = config.mask_token is None
-        self.masks = nn.Parameter(torch.zeros(config.rows - 1, width)) if own else None
+        learned = config.mask_token is None
+        self.masks = nn.Parameter(torch.zeros(config.rows - 1, width)) if learned else None
         self.lead = nn.Linear(width, width, bias=False) if config.lead else None
-        self.previous = nn.Embedding(config.vocab_size, config.rank) if config.rank else None
-        self.gate = nn.Linear(width, config.rank, bias=False) if config.rank and config.gated else None
-        self.following = nn.Linear(config.rank, config.vocab_size, bias=False) if config.rank else None
-        self.embedding: Tensor | None = None
+        self.correction = Correction(config.vocab_size, width, config.rank) if config.rank else None
+        self.embedding: Tensor | None = None  # of the target, as is:
         self.lm_head: Tensor | None = None
         self.rotary: tuple[nn.Module, ...] = ()  # no submodule: a cast of the head must leave its frequencies alone
 
@@ -95,49 +71,73 @@ class BlockHead(nn.Module):
         target: Target,
         depth: int = 7,
         layers: int = 1,
-        hidden_layers: tuple[int, ...] | None = None,
+        hidden_layers: Sequence[int] | None = None,
         intermediate_size: int | None = None,
         causal: bool = True,
         from_root: bool = True,
-        rank: int = 64,
         lead: bool = True,
-        gated: bool = True,
+        rank: int = 64,
+        mask_token: int | None = None,
     ) -> BlockHead:
-        """An untrained head for a target, bound to it."""
+        """An untrained head for a target, bound to it.
+
+        Args:
+            target: any whose embedding is as wide as its hidden states.
+            depth: see BlockConfig, as causal, from_root, lead, rank and mask_token.
+            layers: decoder layers.
+            hidden_layers: of the target; None for four over its depth.
+            intermediate_size: of the MLPs; None for three times the hidden size.
+        """
         model = target.model.config.get_text_config()
-        heads = model.num_attention_heads
-        decoder = {
-            "hidden_size": model.hidden_size,
-            "intermediate_size": intermediate_size or 3 * model.hidden_size,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": getattr(model, "num_key_value_heads", None) or heads,
-            "head_dim": getattr(model, "head_dim", None) or model.hidden_size // heads,
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        }
-        chosen = tuple(hidden_layers) if hidden_layers is not None else spread(model.num_hidden_layers)
-        head = cls(BlockConfig(target.vocab_size, depth, chosen, decoder, causal, from_root, rank, None, lead, gated))
-        for module in head.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        nn.init.normal_(head.masks, std=0.02)
-        if head.following is not None:
-            nn.init.zeros_(head.following.weight)
+        heads, width = model.num_attention_heads, model.hidden_size
+        decoder = decoder_settings(
+            {
+                "hidden_size": width,
+                "intermediate_size": intermediate_size or 3 * width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "num_key_value_heads": getattr(model, "num_key_value_heads", None) or heads,
+                "head_dim": getattr(model, "head_dim", None) or width // heads,
+            }
+        )
+        chosen = tuple(hidden_layers or spread(model.num_hidden_layers))
+        config = BlockConfig(target.vocab_size, depth, chosen, decoder, causal, from_root, lead, rank, mask_token)
+        head = cls(config)
+        head._begin()
         embedding, lm_head = target.model.get_input_embeddings().weight, target.model.get_output_embeddings().weight
         head.to(embedding.device).bind(embedding.detach().float(), lm_head.detach().float())
         return head
 
+    def _begin(self) -> None:
+        """New weights; the correction begins as none."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=SPREAD)
+        if self.masks is not None:
+            nn.init.normal_(self.masks, std=SPREAD)
+        if self.correction is not None:
+            nn.init.normal_(self.correction.before.weight)
+            nn.init.zeros_(self.correction.after.weight)
+
     @classmethod
     def load(cls, name: str | Path) -> BlockHead:
-        """See `specdec.heads`."""
+        """A head of ours or of others, see `specdec.heads` and `block_formats`.
+
+        Raises:
+            ValueError: there is none of that name, or it is damaged or another drafter's.
+        """
         settings, tensors = read_head(name)
-        head = cls(make_config(BlockConfig, KIND, settings, name))
+        if HEAD_KEY in settings:
+            config = make_config(BlockConfig, KIND, settings, name)
+        else:
+            config, tensors = read_foreign(settings, tensors, name)
+        with torch.device("meta"):
+            head = cls(config)
         load_weights(head, tensors, name)
         return head
 
     def save(self, folder: str | Path) -> None:
-        """To be read by `load`."""
+        """To be read by `load`; the target's own weights stay out."""
         write_head(folder, KIND, self.config, self.state_dict())
 
     def bind(self, embedding: Tensor, lm_head: Tensor) -> None:
@@ -151,7 +151,7 @@ class BlockHead(nn.Module):
         return self.fc.weight.dtype
 
     def rows_for(self, depth: int) -> int:
-        """Rows of a block that drafts `depth` tokens: fewer than all of them only where rows do not see later ones."""
+        """Rows of a block that drafts `depth` tokens: fewer than all only where no row sees later ones."""
         return self.config.rows - (self.depth - depth if self.config.causal else 0)
 
     def fuse(self, features: Tensor) -> Tensor:
@@ -164,84 +164,97 @@ class BlockHead(nn.Module):
         cos, sin = (x[:, None] for x in self.rotary[0](fused, positions))  # [B, 1, L, size]
         result = []
         for layer in self.layers:
-            attention = layer.self_attn
+            attention: Any = layer.self_attn
             shape = (*fused.shape[:2], -1, attention.head_dim)
             key = attention.k_norm(attention.k_proj(fused).view(shape)).transpose(1, 2)
             value = attention.v_proj(fused).view(shape).transpose(1, 2)
             result.append((key * cos + rotate_half(key) * sin, value))
         return result
 
-    def block(self, roots: Tensor, rows: int, lead: Tensor) -> Tensor:
-        """Inputs `[..., rows, H]` of blocks with these roots `[...]`; `lead` `[..., H]` is the row before the root."""
-        embedding = self.embedding
+    def block(self, roots: Tensor, before: Tensor, rows: int) -> Tensor:
+        """What goes in: `[..., rows, H]` for roots `[...]`, the text's rows before which are `before` `[..., H]`."""
+        assert self.embedding is not None, "bind the head to its target first"
         if self.masks is None:
-            masks = embedding[self.config.mask_token].expand(rows - 1, -1)
+            masks = self.embedding[self.config.mask_token].expand(rows - 1, -1)
         else:
             masks = self.masks[: rows - 1]
-        masks = masks.expand(*roots.shape, -1, -1)
-        x = torch.cat([embedding[roots][..., None, :].to(masks.dtype), masks], -2)
-        if self.lead is not None:
-            x = x + self.lead(lead)[..., None, :]
-        return x
+        x = torch.cat([self.embedding[roots][..., None, :].to(self.dtype), masks.expand(*roots.shape, -1, -1)], -2)
+        return x if self.lead is None else x + self.lead(before)[..., None, :]
 
     def run(self, x: Tensor, positions: Tensor, cache: object, attention: str, **arguments: Any) -> Tensor:
-        """The layers over block rows `[B, R, H]`, for whoever gives them a cache and an attention; `[B, R, H]`."""
+        """Block rows `[B, R, H]` through the layers and the norm.
+
+        Args:
+            x: see `block`.
+            positions: `[B, R]` int64.
+            cache: whose `update` adds the rows' keys and values to the text's.
+            attention: name of transformers' AttentionInterface; `arguments` are for it.
+        """
         angles = self.rotary[0](x, positions)
         with plugged_in([self.decoder], attention):
             for layer in self.layers:
                 x = layer(x, position_embeddings=angles, past_key_values=cache, use_cache=True, **arguments)
-        x = self.norm(x)
-        return x
+        normed: Tensor = self.norm(x)
+        return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[..., H]` -> `[..., V]`, before the correction."""
+        assert self.lm_head is not None
         return linear(hidden, self.lm_head)
 
     def correct(self, logits: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Logits `[..., V]` of rows `[..., H]`, once the tokens before `[...]` are known."""
-        if self.previous is None:
-            return logits
-        code = self.previous(tokens)
-        if self.gate is not None:
-            code = code * (1 + self.gate(hidden))
-        return logits + self.following(code)
+        """Logits `[..., V]` of rows `[..., H]`, once the tokens before them `[...]` are known."""
+        return logits if self.correction is None else logits + self.correction(hidden, tokens)
 
     def predict(self, tokens: Tensor, hidden: Mapping[int, Tensor], anchors: Tensor) -> Tensor:
-        """See TrainableHead."""
+        """See TrainableHead. All anchors' blocks go through one attention over `L + A * rows` places."""
         batch, length = tokens.shape
-        rows, count = self.config.rows, anchors.shape[1]
-        steps = torch.arange(rows, device=tokens.device)
+        rows, device = self.config.rows, tokens.device
         fused = self.fuse(torch.cat([hidden[layer] for layer in self.hidden_layers], -1))  # [B, L, H]
-        places = torch.arange(length, device=tokens.device)
-        known = _Known(self.context(fused, places.expand(batch, -1)))
-        lead = fused.gather(1, (anchors - 1)[..., None].expand(-1, -1, fused.shape[-1]))  # [B, A, H]
-        x = self.block(tokens.gather(1, anchors), rows, lead).flatten(1, 2)  # [B, A * rows, H]
-        positions = (anchors[..., None] + steps).flatten(1)
-        before = places < anchors[..., None]  # [B, A, L]
-        block = torch.arange(count, device=tokens.device).repeat_interleave(rows)  # [A * rows]
-        own = block[:, None] == block
+        places = torch.arange(length, device=device)
+        text = _Text(self.context(fused, places.expand(batch, -1)))
+        before = fused.gather(1, (anchors - 1)[..., None].expand(-1, -1, fused.shape[-1]))  # [B, A, H]
+        x = self.block(tokens.gather(1, anchors), before, rows).flatten(1, 2)  # [B, A * rows, H]
+        positions = (anchors[..., None] + torch.arange(rows, device=device)).flatten(1)  # [B, A * rows]
+        number = torch.arange(anchors.shape[1], device=device).repeat_interleave(rows)  # [A * rows]
+        own = number[:, None] == number
         if self.config.causal:
             own = own.tril()
-        mask = torch.cat([before.repeat_interleave(rows, 1), own.expand(batch, -1, -1)], -1)[:, None]
-        found = self.run(x, positions, known, "sdpa", attention_mask=mask)
-        found = found.view(batch, count, rows, -1)[:, :, rows - self.depth :]  # [B, A, K, H]
-        ahead = torch.arange(self.depth, device=tokens.device)
-        previous = tokens.gather(1, (anchors[..., None] + ahead).flatten(1)).view(batch, count, -1)  # [B, A, K]
-        return self.correct(self.logits(found), found, previous)
+        known = (places < anchors[..., None]).repeat_interleave(rows, 1)  # [B, A * rows, L]
+        mask = torch.cat([known, own.expand(batch, -1, -1)], -1)[:, None]
+        out = self.run(x, positions, text, "sdpa", attention_mask=mask).unflatten(1, (-1, rows))
+        out = out[:, :, rows - self.depth :]  # [B, A, K, H]
+        earlier = (anchors[..., None] + torch.arange(self.depth, device=device)).flatten(1)  # [B, A * K]
+        return self.correct(self.logits(out), out, tokens.gather(1, earlier).view(out.shape[:-1]))
 
 
-class _Known:
-    """A cache of the text's rows that is only read: block rows see them and their own."""
+class Correction(nn.Module):
+    """What the token before changes about a row's logits, of low rank."""
 
-    def __init__(self, rows: list[tuple[Tensor, Tensor]]):
-        self.rows = rows
+    def __init__(self, vocab_size: int, width: int, rank: int):
+        super().__init__()
+        self.before = nn.Embedding(vocab_size, rank)
+        self.gate = nn.Linear(width, rank, bias=False)
+        self.after = nn.Linear(rank, vocab_size, bias=False)
+
+    def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """`[..., V]` for rows `[..., H]` and the tokens before them `[...]`."""
+        change: Tensor = self.after(self.before(tokens) * (1 + self.gate(hidden)))
+        return change
+
+
+class _Text:
+    """A cache of the text's keys and values, which is only read: block rows see them and their own."""
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]]):
+        self.layers = layers
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        known_keys, known_values = self.rows[layer]
-        return torch.cat([known_keys, key], 2), torch.cat([known_values, value], 2)
+        """`[B, heads, L + R, size]` each."""
+        keys, values = self.layers[layer]
+        return torch.cat([keys, key], 2), torch.cat([values, value], 2)
 
 
 def spread(layers: int, count: int = 4) -> tuple[int, ...]:
-    """Layers of a target of so many, spread over its depth; the last is what its LM head reads."""
-    inner = [round(layers * (i + 1) / count) - 1 for i in range(count - 1)]
-    return (*sorted({max(0, i) for i in inner}), -1)
+    """Some of a target's layers, spread over its depth, the last one too: as they come, so that sizes are alike."""
+    return tuple(sorted({max(1, round(layers * i / count)) - 1 for i in range(1, count + 1)}))

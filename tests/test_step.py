@@ -28,6 +28,7 @@ from specdec.acceptance.typical import Typical
 from specdec.capture import CapturedStep, Graphs, rehearse
 from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput
 from specdec.decode import decode
+from specdec.drafters.block import Block as BlockDrafter
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.eagle import Eagle
 from specdec.drafters.early_exit import EarlyExit
@@ -85,6 +86,7 @@ DRAFTERS: dict[str, Callable[[PreTrainedModel], Drafter]] = {
     "hydra": lambda model: Hydra(make_head("hydra", Target(model)), BestFirst(max_nodes=8, depth=3, top_k=3)),
     "early_exit": lambda _: EarlyExit(exit_layer=1, tree=StaticTree(paths=[[0], [1], [0, 0], [0, 1]])),
     "eagle": lambda model: Eagle(make_head("eagle", Target(model)), BestFirst(max_nodes=8, depth=3, top_k=3)),
+    "block": lambda model: BlockDrafter(make_head("block", Target(model)), BestFirst(max_nodes=8, depth=3, top_k=3)),
 }
 
 

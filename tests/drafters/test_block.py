@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import specdec
-from specdec import SamplingParams
+from specdec import SamplingParams, heads, inspection
 from specdec.core import TreePolicy, Verdict
 from specdec.drafters.block import Block
 from specdec.drafters.block_head import BlockHead
@@ -36,8 +37,8 @@ TREES: dict[str, TreePolicy] = {
 HEADS: dict[str, dict[str, Any]] = {
     "causal": {},
     "bidirectional, two layers": {"causal": False, "layers": 2},
-    "as DFlash": {"causal": False, "from_root": False, "rank": 0, "lead": False},
-    "causal, two layers, rows of their own": {"from_root": False, "layers": 2, "gated": False},
+    "as DFlash": {"causal": False, "from_root": False, "rank": 0, "lead": False, "mask_token": 9},
+    "causal, two layers, rows of their own": {"from_root": False, "layers": 2, "hidden_layers": (0, -1)},
 }
 
 
@@ -101,11 +102,25 @@ def test_it_drafts_what_it_predicts(model: PreTrainedModel, name: str, lengths: 
         tree = step.propose(slots)
         for slot in slots:
             assert tree.tokens[slot].tolist() == predicted(head, target, rule.texts[slot], int(step.roots[slot]))
+        for levels in (0, 2):
+            shorter = drafter.propose(step.state, step.roots, step.sampling(slots).draft_noise(True), levels)
+            assert torch.equal(shorter.tokens, tree.tokens[:, : levels + 1])
         rule.keep[:] = (number + torch.arange(len(rule.keep))) % (K + 1)
         seen |= {int(rule.keep[slot]) for slot in slots}
         verdict, output, _ = step.decide(tree, slots, unheard)
         drafter.observe(step.state, tree, verdict, output)
     assert seen == set(range(K + 1))
+
+
+def hidden_states(model: PreTrainedModel, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+    """What `layers` put out in a plain forward of `tokens` `[B, L]`."""
+    taken: dict[int, Tensor] = {}
+    modules = inspection.hidden_modules(model, layers).items()
+    hooks = [module.register_forward_hook(inspection.tap(taken, layer)) for layer, module in modules]
+    model(tokens)
+    for hook in hooks:
+        hook.remove()
+    return {layer: states.clone() for layer, states in taken.items()}
 
 
 def predicted(head: BlockHead, target: Target, text: list[int], root: int) -> list[int]:
@@ -114,9 +129,7 @@ def predicted(head: BlockHead, target: Target, text: list[int], root: int) -> li
     head = bound(head, target)
     for k in range(K):
         tokens = torch.tensor([text + chain + [k + 2] * (K - k)])
-        output = model(tokens, output_hidden_states=True)
-        layers = [*output.hidden_states[1:-1], None, output.hidden_states[-1]]
-        hidden = {layer: layers[layer] for layer in head.hidden_layers}
+        hidden = hidden_states(model, tokens, head.hidden_layers)
         for states in hidden.values():
             states[:, len(text) :] = 9 * torch.randn_like(states[:, len(text) :])
         chain.append(int(head.predict(tokens, hidden, torch.tensor([[len(text)]]))[0, 0, k].argmax()))
@@ -140,3 +153,192 @@ def test_the_text_is_the_targets(
     for settings in HEADS.values():
         drafter = Block(make_head("block", Target(model), depth=K, **settings), TREES[tree])
         assert torch.equal(write(drafter), expected)
+
+
+def test_what_is_saved_comes_back(model: PreTrainedModel, tmp_path: Path) -> None:
+    head = make_head("block", Target(model), depth=K)
+    head.save(tmp_path)
+    loaded = BlockHead.load(tmp_path)
+    assert loaded.config == head.config
+    assert loaded.state_dict().keys() == head.state_dict().keys()
+    assert all(torch.equal(x, head.state_dict()[name]) for name, x in loaded.state_dict().items())
+    assert not {"embedding", "lm_head"} & loaded.state_dict().keys()  # the target's
+
+
+def test_a_tree_deeper_than_the_block(model: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match=f"6 levels deep, the head predicts {K} tokens"):
+        Block(make_head("block", Target(model), depth=K), chain(6))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"hidden_size": 48}, "made for hidden states of 32, the target has 48"),
+        ({"vocab_size": 120}, "vocabulary of 80 tokens, the target of 120"),
+        ({"vocab_size": 82}, "vocabulary of 80 tokens, the target has 82"),
+        ({"num_hidden_layers": 1}, "hidden layer [12] asked of LlamaForCausalLM; expected -1 or 0 to 0"),
+    ],
+    ids=["width", "vocabulary", "vocabulary, almost", "layers"],
+)
+def test_another_target(model: PreTrainedModel, settings: dict[str, Any], told: str) -> None:
+    drafter = Block(make_head("block", Target(model), depth=K), chain(2))
+    with pytest.raises(ValueError, match=told):
+        specdec.generate(
+            make_model(**{"num_hidden_layers": 3} | settings), torch.tensor([[3, 4]]), drafter=drafter, max_new_tokens=2
+        )
+
+
+# --- heads that others saved
+
+DECODER = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": VOCAB,
+}
+DFLASH = DECODER | {
+    "architectures": ["DFlashDraftModel"],
+    "model_type": "qwen3",
+    "rope_theta": 5000.0,
+    "block_size": K + 1,
+    "num_target_layers": 3,
+    "layer_types": ["full_attention"] * 2,
+    "dflash_config": {"mask_token_id": 7, "target_layer_ids": [0, 2]},
+}
+SPECULATORS = {
+    "speculators_model_type": "dflash",
+    "transformer_layer_config": DECODER
+    | {"model_type": "qwen3", "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}},
+    "draft_vocab_size": VOCAB,
+    "block_size": K + 1,
+    "aux_hidden_state_layer_ids": [1, 2],
+    "mask_token_id": 7,
+}
+
+
+def dflash_tensors() -> dict[str, Tensor]:
+    """Under DFlash's names."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"fc": (32, 64), "hidden_norm": (32,), "norm": (32,)}
+    for i in range(2):
+        own = {"input_layernorm": (32,), "post_attention_layernorm": (32,)}
+        own |= {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32)}
+        own |= {"self_attn.o_proj": (32, 32), "self_attn.q_norm": (8,), "self_attn.k_norm": (8,)}
+        own |= {"mlp.gate_proj": (40, 32), "mlp.up_proj": (40, 32), "mlp.down_proj": (32, 40)}
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in own.items()}
+    return {
+        f"{name}.weight": 0.4 * torch.randn(shape, generator=generator, dtype=torch.float64) + (len(shape) == 1)
+        for name, shape in shapes.items()
+    }
+
+
+def norm(x: Tensor, weight: Tensor) -> Tensor:
+    return weight * x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def turn(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary embedding of `[R, heads, 8]`."""
+    angles = positions[:, None] / 5000.0 ** (torch.arange(4) / 4)  # [R, 4]
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    first, second = x[..., :4], x[..., 4:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def naive_dflash(
+    w: dict[str, Tensor], embedding: Tensor, lm_head: Tensor, features: Tensor, root: int, causal: bool
+) -> Tensor:
+    """Logits `[K, V]` of a block after a text whose hidden states are `features` `[r, layers * H]`; in plain torch."""
+    known = norm(features @ w["fc.weight"].T, w["hidden_norm.weight"])  # [r, H]
+    x = embedding[[root] + [7] * K]  # [K + 1, H]
+    r, positions = len(known), torch.arange(len(known) + K + 1)
+    for i in range(2):
+        own = {name.removeprefix(f"layers.{i}."): y for name, y in w.items()}
+        normed = norm(x, own["input_layernorm.weight"])
+        rows = torch.cat([known, normed])  # [r + K + 1, H]
+        q = norm((normed @ own["self_attn.q_proj.weight"].T).view(-1, 4, 8), own["self_attn.q_norm.weight"])
+        k = norm((rows @ own["self_attn.k_proj.weight"].T).view(-1, 2, 8), own["self_attn.k_norm.weight"])
+        v = (rows @ own["self_attn.v_proj.weight"].T).view(-1, 2, 8)
+        q, k = turn(q, positions[r:]), turn(k, positions).repeat_interleave(2, 1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) / 8**0.5
+        if causal:
+            scores = scores.masked_fill(positions > positions[r:, None], float("-inf"))
+        mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v.repeat_interleave(2, 1))
+        x = x + mixed.flatten(1) @ own["self_attn.o_proj.weight"].T
+        normed = norm(x, own["post_attention_layernorm.weight"])
+        gate = torch.nn.functional.silu(normed @ own["mlp.gate_proj.weight"].T)
+        x = x + (gate * (normed @ own["mlp.up_proj.weight"].T)) @ own["mlp.down_proj.weight"].T
+    return norm(x, w["norm.weight"])[1:] @ lm_head.T
+
+
+def edited(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return config | {key: config.get(key, {}) | x if isinstance(x, dict) else x for key, x in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "causal"),
+    [
+        (DFLASH, (0, -1), False),
+        (edited(DFLASH, dflash_config={"causal_head": True, "block_size": K + 1}, block_size=None), (0, -1), True),
+        (SPECULATORS, (0, 1), False),
+    ],
+    ids=["DFlash", "JetSpec", "speculators"],
+)
+def test_heads_of_others(
+    model: PreTrainedModel, tmp_path: Path, config: dict[str, Any], layers: tuple[int, ...], causal: bool
+) -> None:
+    tensors = dflash_tensors()
+    extra = {"embed_tokens.weight": torch.zeros(2, 2), "verifier_norm.weight": torch.zeros(2)}
+    heads.Export(config, tensors | (extra if config is SPECULATORS else {})).save(tmp_path)
+    drafter = Block(str(tmp_path), chain(K)).attach(Target(model))
+    assert drafter.needs.hidden_layers == layers
+    embedding, lm_head = drafter.head.embedding, drafter.head.lm_head
+    assert embedding is not None
+    assert lm_head is not None
+    text = torch.randint(2, VOCAB, (2, 9 + K), generator=torch.Generator().manual_seed(2))
+    hidden = {layer: torch.randn(2, 9 + K, 32, dtype=torch.float64) for layer in layers}
+    anchors = torch.tensor([[1, 8, 5], [3, 2, 8]])
+    found = drafter.head.predict(text, hidden, anchors)
+    for b, row in enumerate(anchors.tolist()):
+        for a, r in enumerate(row):
+            features = torch.cat([hidden[layer][b, :r] for layer in layers], -1)
+            expected = naive_dflash(tensors, embedding, lm_head, features, int(text[b, r]), causal)
+            assert torch.allclose(found[b, a], expected, atol=1e-4)
+    ids = torch.tensor([[3, 4, 5]])
+    written = [specdec.generate(model, ids, drafter=d, max_new_tokens=12).sequences for d in ("none", drafter)]
+    assert torch.equal(*written)
+
+
+def test_heads_for_others(model: PreTrainedModel, tmp_path: Path) -> None:
+    """What is exported comes back the same; a head with parts of our own is not exported."""
+    target = Target(model)
+    for causal in (True, False):
+        head = make_head("block", target, depth=K, **HEADS["as DFlash"] | {"causal": causal, "hidden_layers": (0, -1)})
+        head.formats["dflash"](head, model).save(tmp_path)
+        back = BlockHead.load(tmp_path)
+        assert back.config == head.config
+        assert all(torch.equal(x, back.state_dict()[name]) for name, x in head.state_dict().items())
+    with pytest.raises(ValueError, match="has from_root=True, lead=True, rank=64, mask_token=None, hidden_layers="):
+        head.formats["dflash"](make_head("block", target), model)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (edited(DFLASH, dflash_config={"selector_rank": 4}), "has selector_rank in its dflash_config"),
+        (edited(DFLASH, dflash_config={"mask_token_id": None}), r"lacks dflash_config\.mask_token_id"),
+        (edited(DFLASH, layer_types=["full_attention", "sliding_attention"]), "sliding-window layers"),
+        (edited(DFLASH, rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "dynamic rotary scaling"),
+        (edited(SPECULATORS, projector_type="domino"), "projector_type 'domino'"),
+        (edited(SPECULATORS, draft_vocab_size=30), "drafts 30 of 80 tokens"),
+        (edited(SPECULATORS, aux_hidden_state_layer_ids=[0, 2]), r"aux_hidden_state_layer_ids \[0, 2\]"),
+        ({"model_type": "llama"}, "holds no block head"),
+    ],
+)
+def test_heads_that_cannot_be_run(tmp_path: Path, config: dict[str, Any], told: str) -> None:
+    heads.Export(config, dflash_tensors()).save(tmp_path)
+    with pytest.raises(ValueError, match=told):
+        BlockHead.load(tmp_path)
