@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--target", default="tiny")
     parser.add_argument("--drafter", default="medusa", help="one that can be exported with format=vllm")
     parser.add_argument("--head", help="of the drafter; its yaml's by default")
+    parser.add_argument("--method", help="vLLM's name for it (eagle or eagle3, say); the drafter's by default")
     parser.add_argument("--length", type=int, default=4, help="of the chains; for a head all it predicts")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=64)
@@ -107,7 +108,7 @@ def theirs(
             "tokens": options.tokens,
             "max_model_len": max(map(len, prompts)) + options.tokens + options.length + 1,
             "speculative_config": {
-                "method": options.drafter,
+                "method": options.method or options.drafter,
                 "model": str(Path(folder, "drafter")),
                 "num_speculative_tokens": options.length,
             },

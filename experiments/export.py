@@ -35,8 +35,8 @@ def export(raw: Mapping[str, Any]) -> Path:
     known = formats(drafter, model)
     if not known:
         raise ValueError(
-            f"nothing of {type(drafter).__name__} can be exported; `medusa`, `eagle` and `draft_model` have weights "
-            "that other engines run"
+            f"nothing of {type(drafter).__name__} can be exported; `medusa`, `eagle`, `block` and `draft_model` have "
+            "weights that other engines run"
         )
     if raw["format"] not in known:
         raise loading.unknown(f"format of {type(drafter).__name__}", str(raw["format"]), known)
