@@ -141,7 +141,7 @@ def test_a_head_is_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert heads.head_folder("head") == folder
     with pytest.raises(ValueError, match="holds a head, not a model"):
         loading.model_path("head")
-    with pytest.raises(ValueError, match="give a folder, a hub id$"):  # none of the zoo is named
+    with pytest.raises(ValueError, match=r"give a folder, a hub id$"):  # none of the zoo is named
         loading.model_path("./nowhere")
 
 
