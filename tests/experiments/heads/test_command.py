@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specdec import SpeculativeDecoder
+from specdec import SpeculativeDecoder, loading
 from specdec.experiments.cli import main
 from specdec.experiments.training.heads import command
 
@@ -106,17 +106,33 @@ def test_mistakes_in_one_line(more, told, overrides, tmp_path, capsys):
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+def commands() -> list[str]:
+    """What docs/training.md says one can type."""
+    lines = (loading.PACKAGE.resolve().parent / "docs" / "training.md").read_text().splitlines()
+    found = [line for line in lines if line.startswith(("specdec train ", "specdec run ", "accelerate launch "))]
+    assert len(found) == 3
+    return found
+
+
+@pytest.mark.parametrize("line", commands())
+def test_the_page_names_what_there_is(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = line.partition("specdec.experiments.cli ")[2] or line.removeprefix("specdec ")
+    assert main([*words.split(), "--cfg", "job"]) == 0
+    assert "specdec.drafters.medusa.Medusa" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_processes_are_as_one(overrides, tmp_path):
     """Each of two takes half of every step's sequences; the target whole, or spread over both."""
     own = {**os.environ, "OMP_NUM_THREADS": "1"}
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     starts = {"one": [], "two": torchrun, "spread": torchrun}
     for name, start in starts.items():
         more = [f"training.output={name}", f"training.shard_target={name == 'spread'}", "training.dtype=float32"]
-        cache = "one" if name == "one" else "two"
+        cache = "cache" if name == "one" else "shared"
         program = [sys.executable, *start, "-m", "specdec.experiments.cli", *overrides(*more, f"data.cache={cache}")]
-        done = subprocess.run(program, cwd=tmp_path, env=own, capture_output=True, text=True)
+        done = subprocess.run(program, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Reading the texts") == 1  # only one of them speaks
     files = [{f.name for f in (tmp_path / name).iterdir()} for name in ("one", "two")]

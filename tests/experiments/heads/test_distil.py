@@ -105,7 +105,7 @@ def test_a_kill_loses_what_was_being_written(config, loaded, tmp_path):
         make(config, loaded, stop)
     kept = list((tmp_path / "cache").glob("*.safetensors"))
     assert len(kept) == 1
-    told: list[int] = []
+    told = []
     parts = make(config, loaded, lambda done, count: told.append(done))
     assert told[0] == 3
     assert equal(parts.train, whole.train)

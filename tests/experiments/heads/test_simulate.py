@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from specdec.engine import Engine
 from specdec.experiments.training.heads.batches import Places
@@ -36,6 +37,7 @@ def fitted(model, depth: int) -> tuple[SimpleHead, list[list[int]], list[int]]:
         for k, layer in enumerate(head.layers):
             inputs = hidden[:, : -2 - k].flatten(0, 1)
             wanted = torch.nn.functional.one_hot(texts[:, 2 + k :].flatten(), head.vocab_size).double()
+            assert isinstance(layer, nn.Linear)
             layer.weight.copy_(torch.linalg.lstsq(inputs, wanted).solution.T)
             layer.bias.zero_()
     return head, rows, [len(prompt) for prompt in prompts]

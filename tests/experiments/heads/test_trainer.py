@@ -71,7 +71,7 @@ def weights(head) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("loss", ["ce", "kl", "tv", "lk", "lk_blend"])
 def test_it_learns(loss, config, model, data):
-    told: list[float] = []
+    told = []
     run(
         dataclasses.replace(config, loss=loss, steps=60, learning_rate=3e-2, evaluate_every=60),
         model,
@@ -102,7 +102,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(config, model, data, tmp_
 
     with pytest.raises(KeyboardInterrupt):
         run(config, model, data, stop)
-    told: list[int] = []
+    told = []
     parts, got = run(config, model, data, lambda step, loss, accepted: told.append(step))
     assert told == [5, 6]
     assert got.history == expected.history
