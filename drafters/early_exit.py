@@ -56,7 +56,7 @@ class EarlyExit:
         self.target: Target | None = None
         self.model: PreTrainedModel | None = None
         self._expanded = count_expanded(self.policy)
-        self.needs = DraftNeeds(max(self.policy.max_nodes, 1 + self._expanded), on_device=True)
+        self.needs = DraftNeeds(self.policy.max_nodes, on_device=True, scratch=1 + self._expanded)
 
     def attach(self, target: Target) -> EarlyExit:
         """See Drafter.

@@ -83,7 +83,11 @@ class Hybrid:
         layers = sorted({layer for part in drafters for layer in part.needs.hidden_layers})
         self.drafters, self.mode, self.least_nodes, self.decay = list(drafters), mode, least_nodes, decay
         self.needs = DraftNeeds(
-            min(most, max_nodes or most), tuple(layers), all(part.needs.on_device for part in drafters), sum(riding)
+            min(most, max_nodes or most),
+            tuple(layers),
+            on_device=all(part.needs.on_device for part in drafters),
+            riders=sum(riding),
+            scratch=max(part.needs.scratch for part in drafters),
         )
 
     def attach(self, target: Target) -> Hybrid:

@@ -72,17 +72,19 @@ class DraftNeeds:
         on_device: beside a target on a GPU, `propose` and `observe` read nothing to the host, and change nothing but
             the contents of the state's tensors: a CUDA graph may hold them.
         riders: most rows that a tree carries besides (see `specdec.tree.riders`).
+        scratch: places behind a text that it writes to in the target's KV while it proposes.
     """
 
     max_nodes: int
     hidden_layers: tuple[int, ...] = ()
     on_device: bool = False
     riders: int = 0
+    scratch: int = 0
 
     @property
-    def rows(self) -> int:
-        """Rows that a sequence can have in one verify pass."""
-        return self.max_nodes + self.riders
+    def room(self) -> int:
+        """Places that have to be free behind a text."""
+        return max(self.max_nodes + self.riders, self.scratch)
 
 
 class Drafter(Protocol):

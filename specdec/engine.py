@@ -53,7 +53,7 @@ class Engine:
             longest = min(max_length, self.target.max_positions or max_length)
             rehearse(self._step(slots, longest), sampling or SamplingParams())
             return
-        self.target.warmup(slots, self.drafter.needs.rows)
+        self.target.warmup(slots, self.drafter.needs.room)
         if warmup := getattr(self.drafter, "warmup", None):
             warmup(slots)
 

@@ -39,7 +39,7 @@ class Step:
     def __init__(self, target: Target, drafter: Drafter, rule: AcceptanceRule, capacity: int, max_length: int):
         self.target, self.drafter, self.rule = target, drafter, rule
         self.capacity, self.max_length, self.max_nodes = capacity, max_length, drafter.needs.max_nodes
-        target.open(capacity, max_length, drafter.needs.rows)
+        target.open(capacity, max_length, drafter.needs.room)
         self.state: Any = drafter.open(capacity, max_length, target.device)
         self.sampler = Sampler(capacity, target.vocab_size, target.device)
         self.roots = torch.full((capacity,), -1, dtype=torch.int64, device=target.device)
@@ -95,7 +95,7 @@ class Step:
     @torch.inference_mode()
     def reset(self) -> None:
         """Empty all slots."""
-        self.target.open(self.capacity, self.max_length, self.drafter.needs.rows)
+        self.target.open(self.capacity, self.max_length, self.drafter.needs.room)
         self.roots.fill_(-1)
         self.sampler.reset()
 

@@ -168,7 +168,7 @@ class Harness:
         bound = getattr(drafter, "target", None)
         self.target = Target(bound.model) if isinstance(bound, Target) else None
         if self.target is not None:
-            self.target.open(capacity, max_length, drafter.needs.rows)
+            self.target.open(capacity, max_length, drafter.needs.room)
             drafter = attach(drafter, self.target)
         self.drafter, self.vocab, self.params, self.shared = drafter, vocab, params, shared
         self.state: Any = drafter.open(capacity, max_length, CPU)

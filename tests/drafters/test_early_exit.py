@@ -16,13 +16,14 @@ from specdec.acceptance.coupled import Coupled
 from specdec.core import TreePolicy
 from specdec.decode import decode
 from specdec.drafters.early_exit import EarlyExit
+from specdec.drafters.hybrid import Hybrid
 from specdec.drafters.none import NoDrafter
 from specdec.metrics import DecodingStats
 from specdec.partial import with_layers
 from specdec.request import Request
 from specdec.sampling import Sampler, SamplingParams
 from specdec.step import Step
-from specdec.target import Target
+from specdec.target import Target, attach
 from specdec.tree.best_first import BestFirst
 from specdec.tree.static import StaticTree, chain
 
@@ -150,6 +151,21 @@ def test_the_text_is_that_of_plain_decoding(slots: int, sampling: SamplingParams
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("within", [False, True], ids=["alone", "in a hybrid"])
+def test_room_up_to_the_last_place(within: bool) -> None:
+    """Growing a tree runs many more nodes than are proposed, and writes them behind the text."""
+    target = Target(deep_model())
+    grower: Any = EarlyExit(exit_layer=3, tree=BestFirst(max_nodes=2, depth=6, top_k=5, width=25))
+    drafter: Any = attach(Hybrid([grower], max_nodes=2) if within else grower, target)
+    assert drafter.needs.max_nodes == 2
+    assert drafter.needs.room > 80
+    requests, texts = [Request(PROMPTS[4], 20), Request(PROMPTS[1], 31)], []
+    for each in (NoDrafter(), drafter):
+        step = Step(target, each, Coupled(), 2, 32)
+        texts.append({g.index: g.new_ids for g, _ in decode(step, requests) if g.finished})
+    assert texts[0] == texts[1]
+
+
 def test_layers_that_do_nothing_are_not_missed() -> None:
     """Drafts are right to the end where what is left out adds nothing, with noise and penalties too."""
     model = deep_model()
@@ -181,7 +197,7 @@ def test_fewer_levels_where_they_are_asked_for() -> None:
     """The whole tree's first levels, whatever was asked for before."""
     target = Target(deep_model())
     drafter = EarlyExit(exit_layer=3, tree=POLICIES["static"]).attach(target)
-    target.open(2, 20, drafter.needs.rows)
+    target.open(2, 20, drafter.needs.room)
     state = drafter.open(2, 20, target.device)
     target.prefill([1], [PROMPTS[0]])
     noise = Sampler(2, 80, target.device).at(target.lengths, 9, [1]).draft_noise(True)
