@@ -161,11 +161,11 @@ class Block:
             return TokenTree.roots(roots)
         head, policy = self.head, first_levels(self.policy, levels)
         hidden = self._run(state, roots, policy.depth)  # [B, K, H]
-        logits = head.logits(hidden)  # [B, K, V]
+        logits, gates = head.logits(hidden), head.gates(hidden)  # [B, K, V], [B, K, rank]
 
         def after(level: int, tokens: Tensor) -> Tensor:
             """Logits `[B, F, V]` of nodes at this depth with these tokens `[B, F]`."""
-            found = head.correct(logits[:, level, None], hidden[:, level, None], tokens)
+            found = head.correct(logits[:, level, None], None if gates is None else gates[:, level, None], tokens)
             return fit_vocabulary(found, noise.vocab_size).expand(-1, tokens.shape[1], -1)
 
         def expand(frontier: Frontier) -> Tensor:

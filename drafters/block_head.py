@@ -202,9 +202,15 @@ class BlockHead(nn.Module):
         assert self.lm_head is not None
         return linear(hidden, self.lm_head)
 
-    def correct(self, logits: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Logits `[..., V]` of rows `[..., H]`, once the tokens before them `[...]` are known."""
-        return logits if self.correction is None else logits + self.correction(hidden, tokens)
+    def gates(self, hidden: Tensor) -> Tensor | None:
+        """How much rows `[..., H]` let themselves be corrected: `[..., rank]`, for `correct`."""
+        return None if self.correction is None else self.correction.gates(hidden)
+
+    def correct(self, logits: Tensor, gates: Tensor | None, tokens: Tensor) -> Tensor:
+        """Logits `[..., V]` of rows with these `gates`, once the tokens before them `[...]` are known."""
+        if self.correction is None or gates is None:
+            return logits
+        return logits + self.correction(gates, tokens)
 
     def predict(self, tokens: Tensor, hidden: Mapping[int, Tensor], anchors: Tensor) -> Tensor:
         """See TrainableHead. All anchors' blocks go through one attention over `L + A * rows` places."""
@@ -225,7 +231,7 @@ class BlockHead(nn.Module):
         out = self.run(x, positions, text, "sdpa", attention_mask=mask).unflatten(1, (-1, rows))
         out = out[:, :, rows - self.depth :]  # [B, A, K, H]
         earlier = (anchors[..., None] + torch.arange(self.depth, device=device)).flatten(1)  # [B, A * K]
-        return self.correct(self.logits(out), out, tokens.gather(1, earlier).view(out.shape[:-1]))
+        return self.correct(self.logits(out), self.gates(out), tokens.gather(1, earlier).view(out.shape[:-1]))
 
 
 class Correction(nn.Module):
@@ -237,9 +243,14 @@ class Correction(nn.Module):
         self.gate = nn.Linear(width, rank, bias=False)
         self.after = nn.Linear(rank, vocab_size, bias=False)
 
-    def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """`[..., V]` for rows `[..., H]` and the tokens before them `[...]`."""
-        change: Tensor = self.after(self.before(tokens) * (1 + self.gate(hidden)))
+    def gates(self, hidden: Tensor) -> Tensor:
+        """See BlockHead."""
+        opened: Tensor = 1 + self.gate(hidden)
+        return opened
+
+    def forward(self, gates: Tensor, tokens: Tensor) -> Tensor:
+        """`[..., V]`; see `BlockHead.correct`."""
+        change: Tensor = self.after(self.before(tokens) * gates)
         return change
 
 

@@ -241,7 +241,9 @@ def head_kind(folder: Path) -> str | None:
         return None
     if not isinstance(config, dict):
         return None
-    foreign = {"medusa_num_heads": "medusa", "draft_vocab_size": "eagle"}  # keys that no model has
+    if config.get("speculators_model_type") == "dflash":
+        return "block"
+    foreign = {"medusa_num_heads": "medusa", "dflash_config": "block", "draft_vocab_size": "eagle"}  # no model has them
     return str(config[HEAD_KEY]) if HEAD_KEY in config else next((k for x, k in foreign.items() if x in config), None)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import specdec
-from specdec import SamplingParams, heads, inspection
+from specdec import SamplingParams, heads, inspection, loading
 from specdec.core import TreePolicy, Verdict
 from specdec.drafters.block import Block
 from specdec.drafters.block_head import BlockHead
@@ -294,6 +294,7 @@ def test_heads_of_others(
     extra = {"embed_tokens.weight": torch.zeros(2, 2), "verifier_norm.weight": torch.zeros(2)}
     heads.Export(config, tensors | (extra if config is SPECULATORS else {})).save(tmp_path)
     drafter = Block(str(tmp_path), chain(K)).attach(Target(model))
+    assert loading.head_kind(tmp_path) == "block"
     assert drafter.needs.hidden_layers == layers
     embedding, lm_head = drafter.head.embedding, drafter.head.lm_head
     assert embedding is not None
