@@ -27,7 +27,7 @@ def test_a_measured_file_counts_the_rows_of_all_sequences(tmp_path: Path) -> Non
     file = tmp_path / "curve.json"
     file.write_text(json.dumps({"nodes": [1, 2, 4], "cost": [1.0, 1.5, 2.5], "batch": 8}))
     curve = CostCurve.make(str(file))
-    assert curve.rows == (8, 16, 32)
+    assert list(curve.rows) == [8, 16, 32]
     assert [curve(rows) for rows in (4, 8, 24)] == [1.0, 1.0, 2.0]
 
 

@@ -54,3 +54,13 @@ def test_the_example_is_a_policy(acceptance: str) -> None:
     assert out.sequences[0, 3:].tolist() == plain_text(model, [5, 6, 7], 20)
     assert out.stats.accept_lengths[0][0] == policy.depth + 1
     assert out.stats.requests[0].nodes == (policy.max_nodes - 1) * out.stats.steps
+
+
+def test_the_table_of_results_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "cpu" / "adaptive.json").read_text(encoding="utf-8"))
+    for method in measured["methods"]:
+        assert method["lossless"].startswith(("baseline", "yes"))
+        if found := method["speedup"]:
+            interval = f"[{found['low']:.2f}, {found['high']:.2f}]"
+            cells = f"| {method['mean_accepted_length_pooled']:.2f} | {found['ratio']:.2f}x {interval} |"
+            assert cells in PAGE
