@@ -18,6 +18,7 @@ class Measure:
 
     max_new_tokens: int = 64
     repeats: int = 1
+    batch: int = 1
     warmup_tokens: int = 16
     time_limit: float | None = None
     steps: bool = True
@@ -25,7 +26,7 @@ class Measure:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 2), ("repeats", 1), ("warmup_tokens", 0), ("seed", 0)):
+        for name, least in (("max_new_tokens", 2), ("repeats", 1), ("batch", 1), ("warmup_tokens", 0), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"measure.{name} is {value!r}; expected a whole number of at least {least}")

@@ -26,17 +26,21 @@ Step = tuple[int, int, dict[str, float]]  # emitted tokens, draft nodes so far, 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One request: a method, a question, a turn, a repeat."""
+    """Requests that are served together: a method, some questions, a turn, a repeat."""
 
     method: Method
-    question: Question
+    questions: tuple[Question, ...]
     turn: int
     repeat: int
 
-    @property
-    def key(self) -> Key:
+    def key(self, question: Question) -> Key:
         """As `records.key_of` its row."""
-        return self.method.name, self.question.question_id, self.turn, self.repeat
+        return self.method.name, question.question_id, self.turn, self.repeat
+
+    @property
+    def keys(self) -> list[Key]:
+        """Of all its requests."""
+        return [self.key(question) for question in self.questions]
 
     @property
     def sampling(self) -> SamplingParams:
@@ -44,13 +48,14 @@ class Cell:
         return replace(self.method.sampling, seed=self.method.sampling.seed + self.repeat)
 
 
-def plan(methods: Sequence[Method], questions: Sequence[Question], repeats: int) -> Iterator[Cell]:
+def plan(methods: Sequence[Method], questions: Sequence[Question], measure: Measure) -> Iterator[Cell]:
     """The order of requests: methods side by side, so that whatever slows the machine down slows all of them down."""
-    for repeat in range(repeats):
-        for question in questions:
-            for turn in range(len(question.turns)):
+    groups = [tuple(questions[i : i + measure.batch]) for i in range(0, len(questions), measure.batch)]
+    for repeat in range(measure.repeats):
+        for group in groups:
+            for turn in range(max(len(question.turns) for question in group)):
                 for method in methods:
-                    yield Cell(method, question, turn, repeat)
+                    yield Cell(method, tuple(q for q in group if len(q.turns) > turn), turn, repeat)
 
 
 def warm_up(bench: Bench, question: Question, tokens: int) -> None:
@@ -60,15 +65,15 @@ def warm_up(bench: Bench, question: Question, tokens: int) -> None:
         plain: dict[str | None, list[int]] = {}
         for method in bench.methods:
             tell_reference(bench.engines[method.name].drafter, ids + plain.get(method.baseline, []))
-            plain[method.name] = serve(bench, method.name, ids, tokens, method.sampling)[0]
+            plain[method.name] = serve(bench, method.name, [ids], tokens, method.sampling).texts[0]
 
 
-def tell_reference(drafter: Any, text: list[int]) -> None:
-    """Synthetic drafters, also those within others, are right by the baseline's text."""
+def tell_reference(drafter: Any, *texts: list[int]) -> None:
+    """Synthetic drafters, also those within others, are right by the baseline's texts."""
     if getattr(drafter, "synthetic", False):
-        drafter.references[:] = [text]
+        drafter.references[:] = texts
     for part in getattr(drafter, "drafters", ()):
-        tell_reference(part, text)
+        tell_reference(part, *texts)
 
 
 def measure(
@@ -85,81 +90,119 @@ def measure(
     """
     began = time.perf_counter()
     at: object = None
-    for cell in plan(bench.methods, questions, settings.repeats):
-        here = (cell.question.question_id, cell.repeat)
+    for cell in plan(bench.methods, questions, settings):
+        here = (cell.questions[0].question_id, cell.repeat)
         if at not in (None, here) and settings.time_limit and time.perf_counter() - began > settings.time_limit:
             return
         at = here
-        if cell.key not in records.finished:
-            row, steps = run_cell(bench, cell, records, settings.max_new_tokens)
-            records.append(row, steps if settings.steps else [])
-        tell(cell, records.finished[cell.key])
+        if not all(key in records.finished for key in cell.keys):
+            for row, steps in run_cell(bench, cell, records, settings.max_new_tokens):
+                records.append(row, steps if settings.steps else [])
+        for key in cell.keys:
+            tell(cell, records.finished[key])
 
 
-def run_cell(bench: Bench, cell: Cell, records: Records, max_new_tokens: int) -> tuple[Row, list[Row]]:
-    """Serve one request and compare it with its baseline's: its row, and those of its steps."""
+def run_cell(bench: Bench, cell: Cell, records: Records, max_new_tokens: int) -> list[tuple[Row, list[Row]]]:
+    """Serve the requests and compare each with its baseline's: for each its row, and those of its steps.
+
+    What was spent on all of them together is shared out evenly.
+    """
+    prompts, cuts = zip(*(_prompt(bench, cell, q, records, max_new_tokens) for q in cell.questions), strict=True)
+    baseline, count = cell.method.baseline, len(prompts)
+    expected = [records.finished[baseline, *key[1:]]["token_ids"] if baseline else [] for key in cell.keys]
+    if baseline is not None:
+        texts = [ids + text for ids, text in zip(prompts, expected, strict=True)]
+        tell_reference(bench.engines[cell.method.name].drafter, *texts)
+    served = serve(bench, cell.method.name, prompts, max_new_tokens, cell.sampling)
+    phases = {phase: seconds / count for phase, seconds in served.stats.phases.items()}
+    timed = bench.device.type != "cuda" and count == 1
+    result = []
+    for number, question in enumerate(cell.questions):
+        request, tokens = served.stats.requests[number], served.texts[number]
+        identity: Row = {
+            "question_id": question.question_id,
+            "category": question.category,
+            "method": cell.method.name,
+            "repeat": cell.repeat,
+            "turn": cell.turn,
+        }
+        row = identity | {
+            "together": [q.question_id for q in cell.questions],
+            "prompt_tokens": request.prompt_tokens,
+            "cut_tokens": cuts[number],
+            "new_tokens": request.new_tokens,
+            "steps": request.steps,
+            "forwards": served.stats.forwards / count,
+            "accept_lengths": request.accept_lengths,
+            "nodes": request.nodes,
+            "riders": request.riders,
+            "proposed_depth": request.proposed_depth,
+            "accepted": request.accepted,
+            "offered_by_depth": request.offered_by_depth,
+            "accepted_by_depth": request.accepted_by_depth,
+            "ttft": request.ttft,
+            "tpot": request.tpot,
+            "seconds": sum(phases.values()),
+            "phases": phases,
+            "peak_memory": served.peak_memory,
+            "text": bench.tokenizer.decode(tokens, skip_special_tokens=True),
+            "token_ids": tokens,
+            "check": _check(bench, cell, prompts[number], expected[number], tokens),
+        }
+        named = {k: v for k, v in identity.items() if k != "category"}
+        result.append((row, [named | step for step in _step_rows(served.steps[number], timed)]))
+    return result
+
+
+def _prompt(
+    bench: Bench, cell: Cell, question: Question, records: Records, max_new_tokens: int
+) -> tuple[list[int], int]:
+    """A question with the turns before it, as the baseline answered them; and how many tokens were cut off."""
+    reference = cell.method.baseline or cell.method.name
+    earlier = [(reference, question.question_id, turn, cell.repeat) for turn in range(cell.turn)]
+    answers = [records.finished[key]["text"] for key in earlier]
+    return encode(bench.tokenizer, question.turns, answers, bench.room(max_new_tokens))
+
+
+def _check(bench: Bench, cell: Cell, ids: list[int], expected: list[int], tokens: list[int]) -> Row | None:
     method = cell.method
-    reference = method.baseline or method.name
-    answers = [records.finished[reference, cell.key[1], turn, cell.repeat]["text"] for turn in range(cell.turn)]
-    ids, cut = encode(bench.tokenizer, cell.question.turns, answers, bench.room(max_new_tokens))
-    if method.baseline is not None:
-        reference_text = ids + records.finished[method.baseline, *cell.key[1:]]["token_ids"]
-        tell_reference(bench.engines[method.name].drafter, reference_text)
-    tokens, stats, steps, memory = serve(bench, method.name, ids, max_new_tokens, cell.sampling)
-    request = stats.requests[0]
-    identity: Row = {
-        "question_id": cell.question.question_id,
-        "category": cell.question.category,
-        "method": method.name,
-        "repeat": cell.repeat,
-        "turn": cell.turn,
-    }
-    row = identity | {
-        "prompt_tokens": request.prompt_tokens,
-        "cut_tokens": cut,
-        "new_tokens": request.new_tokens,
-        "steps": request.steps,
-        "forwards": stats.forwards,
-        "accept_lengths": request.accept_lengths,
-        "nodes": request.nodes,
-        "riders": request.riders,
-        "proposed_depth": request.proposed_depth,
-        "accepted": request.accepted,
-        "offered_by_depth": request.offered_by_depth,
-        "accepted_by_depth": request.accepted_by_depth,
-        "ttft": request.ttft,
-        "tpot": request.tpot,
-        "seconds": sum(stats.phases.values()),
-        "phases": stats.phases,
-        "peak_memory": memory,
-        "text": bench.tokenizer.decode(tokens, skip_special_tokens=True),
-        "token_ids": tokens,
-        "check": None,
-    }
-    if method.baseline is not None:
-        check = lossless.Check(comparable=False)
-        if lossless.comparable(bench.engines[method.name].rule, method.sampling):
-            expected = records.finished[method.baseline, *cell.key[1:]]["token_ids"]
-            target = bench.engines[method.baseline].target
-            check = lossless.compare(target, ids, expected, tokens, cell.sampling)
-        row["check"] = check.as_row()
-    named = {k: v for k, v in identity.items() if k != "category"}
-    timed = bench.device.type != "cuda"
-    return row, [named | step for step in _step_rows(steps, timed)]
+    if method.baseline is None:
+        return None
+    check = lossless.Check(comparable=False)
+    if lossless.comparable(bench.engines[method.name].rule, method.sampling):
+        check = lossless.compare(bench.engines[method.baseline].target, ids, expected, tokens, cell.sampling)
+    return check.as_row()
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What came of requests that were served together.
+
+    Attributes:
+        texts: new tokens of each.
+        stats: counts and times.
+        steps: of each, what every step had come to; the first entry is the prefill.
+        peak_memory: bytes.
+    """
+
+    texts: list[list[int]]
+    stats: DecodingStats
+    steps: list[list[Step]]
+    peak_memory: int
 
 
 def serve(
-    bench: Bench, name: str, ids: list[int], max_new_tokens: int, sampling: SamplingParams
-) -> tuple[list[int], DecodingStats, list[Step], int]:
-    """One request through one method: new tokens, counts and times, what every step had come to, peak memory."""
-    stats, tokens = DecodingStats(), list[int]()
-    steps: list[Step] = []
+    bench: Bench, name: str, prompts: Sequence[list[int]], max_new_tokens: int, sampling: SamplingParams
+) -> Served:
+    """Some requests through one method, all at once."""
+    served = Served([[] for _ in prompts], DecodingStats(), [[] for _ in prompts], 0)
     reset_peak_memory(bench.device)
-    request = Request(ids, max_new_tokens, sampling, eos_ids(bench.model))
-    for generation, new in bench.engines[name].run([request], stats):
-        tokens += new
-        steps.append((len(new), generation.stats.nodes, dict(stats.phases)))
-    return tokens, stats, steps, peak_memory(bench.device)
+    requests = [Request(ids, max_new_tokens, sampling, eos_ids(bench.model)) for ids in prompts]
+    for generation, new in bench.engines[name].run(requests, served.stats):
+        served.texts[generation.index] += new
+        so_far = (len(new), generation.stats.nodes, dict(served.stats.phases))
+        served.steps[generation.index].append(so_far)
+    return replace(served, peak_memory=peak_memory(bench.device))
 
 
 def _step_rows(steps: list[Step], timed: bool) -> list[dict[str, Any]]:

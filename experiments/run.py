@@ -75,7 +75,7 @@ def _measure(
     config: RunConfig, bench: Bench, questions: Questions, records: Records, tracker: Guarded, console: Console
 ) -> int:
     """Returns how many requests there are to be."""
-    total = sum(1 for _ in plan(config.methods, questions.items, config.measure.repeats))
+    total = sum(len(cell.questions) for cell in plan(config.methods, questions.items, config.measure))
     if records.resumed:
         console.print(f"Going on: {records.resumed} of {total} requests were served before", highlight=False)
     with display.Bar(console, total, "Measuring") as bar:

@@ -57,12 +57,12 @@ def summarise(
 def stats_of(rows: Sequence[Row]) -> DecodingStats:
     """Counts and times as they were when the rows were written."""
     stats = DecodingStats()
+    stats.forwards = round(sum(row["forwards"] for row in rows))  # requests that were served together share them
     for row in rows:
         request = RequestStats(**{name: row[name] for name in COUNTS}, first=row["ttft"])
         request.riders = row.get("riders", 0)  # runs of earlier versions have none
         request.end = request.first + row["tpot"] * max(request.new_tokens - 1, 1)
         stats.requests.append(request)
-        stats.forwards += row["forwards"]
         for phase, seconds in row["phases"].items():
             stats.phases[phase] += seconds
     return stats
@@ -121,14 +121,14 @@ def _metrics(rows: Sequence[Row], cost: TargetCost, peak_bandwidth: float) -> di
 def _speedup(
     method: Method, rows: Sequence[Row], baseline: Sequence[Row], word: str, seed: int
 ) -> dict[str, Any] | None:
-    """Over the questions that both have served whole; with the words that must stand beside it."""
+    """Over the groups of questions that both have served whole; with the words that must stand beside it."""
     if method.baseline is None:
         return None
-    ours, theirs = _by_question(rows), _by_question(baseline)
-    both = [q for q in ours if q in theirs and ours[q].keys() == theirs[q].keys()]
+    ours, theirs = _by_group(rows), _by_group(baseline)
+    both = [group for group in ours if group in theirs and ours[group].keys() == theirs[group].keys()]
 
-    def totals(by_question: Mapping[Any, Mapping[Any, Row]]) -> list[tuple[int, float]]:
-        cells = [by_question[q].values() for q in both]
+    def totals(by_group: Mapping[Any, Mapping[Any, Row]]) -> list[tuple[int, float]]:
+        cells = [by_group[group].values() for group in both]
         return [(sum(r["new_tokens"] for r in c), sum(r["seconds"] for r in c)) for c in cells]
 
     found = metrics.speedup(totals(ours), totals(theirs), seed=seed)
@@ -137,8 +137,12 @@ def _speedup(
     return {**found._asdict(), "label": label}
 
 
-def _by_question(rows: Sequence[Row]) -> dict[Any, dict[Any, Row]]:
+def _by_group(rows: Sequence[Row]) -> dict[Any, dict[Any, Row]]:
+    """Rows of questions that were served together; those vary together, too."""
     found: dict[Any, dict[Any, Row]] = {}
+    first = [row for row in rows if row["turn"] == 0]  # later turns may be of fewer questions
+    groups = {row["question_id"]: tuple(row.get("together", [row["question_id"]])) for row in first}
     for row in rows:
-        found.setdefault(row["question_id"], {})[row["turn"], row["repeat"]] = row
+        group = groups[row["question_id"]]
+        found.setdefault(group, {})[row["question_id"], row["turn"], row["repeat"]] = row
     return found

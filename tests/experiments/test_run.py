@@ -43,7 +43,8 @@ def test_every_yaml_says_what_it_is_and_how_to_run_it():
     for file in sorted(loading.CONF.rglob("*.yaml")):
         head = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
         comment = "\n".join(head[: next(i for i, line in enumerate(head) if not line.startswith("#"))])
-        command = "specdec train" if file.stem.startswith("train") else "specdec run"
+        named = file.parent.name if file.parent.name == "training" else file.stem
+        command = next((f"specdec {word}" for word in ("train", "export") if named.startswith(word)), "specdec run")
         assert command in comment, f"{file} must begin with a comment: what it is and the command that runs it"
 
 
@@ -84,6 +85,27 @@ def test_methods_take_turns_and_prompts_are_the_same(specdec_run, draft):
         assert together[0]["check"] is None
         assert together[1]["check"]["equal"]
     assert [r["repeat"] for r in rows] == [0] * (TURNS * 3) + [1] * (TURNS * 3)
+
+
+def test_questions_served_together_get_the_same_texts(specdec_run, tmp_path):
+    """Turns that only some of a group have are served without the others; the groups are what a speed-up is over."""
+    alone = specdec_run("drafter=ngram", "hydra.run.dir=alone")
+    code = specdec_run("drafter=ngram", "measure.batch=3", "hydra.run.dir=together")[0]
+    assert alone[0] == 0
+    directory = tmp_path / "together"
+    assert code == 0
+    rows = {key_of(row): row for row in read_rows(directory / "requests.jsonl")}
+    texts = {key_of(row): row["token_ids"] for row in read_rows(tmp_path / "alone" / "requests.jsonl")}
+    assert {key: row["token_ids"] for key, row in rows.items()} == texts
+    assert {tuple(row["together"]) for row in rows.values()} == {(1, "three", 2), (2,)}
+    first, second = rows["ngram", 1, 0, 0], rows["ngram", 2, 0, 0]
+    assert first["phases"] == second["phases"]
+    assert 3 * first["forwards"] == pytest.approx(max(rows["ngram", id_, 0, 0]["steps"] for id_ in (1, "three", 2)))
+    entry = json.loads((directory / "summary.json").read_text())["methods"][1]
+    assert entry["lossless"]["verdict"] == "yes"
+    assert entry["requests"] == TURNS
+    tokens, seconds = (sum(rows[key][name] for key in rows if key[0] == "ngram") for name in ("new_tokens", "seconds"))
+    assert entry["metrics"]["tokens_per_second"] == pytest.approx(tokens / seconds)
 
 
 def test_a_conversation_goes_on_with_the_answer(specdec_run, target):
