@@ -116,7 +116,6 @@ class BlockHead(nn.Module):
         if self.masks is not None:
             nn.init.normal_(self.masks, std=SPREAD)
         if self.correction is not None:
-            nn.init.normal_(self.correction.before.weight)
             nn.init.zeros_(self.correction.after.weight)
 
     @classmethod

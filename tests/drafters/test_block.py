@@ -90,13 +90,13 @@ def test_it_drafts_what_it_predicts(model: PreTrainedModel, name: str, lengths: 
 
     enter(list(range(1, len(lengths) + 1)), lengths)
     seen = set()
-    for number in range(9):
-        if number == 4 and len(lengths) > 1:
+    for number in range(7):
+        if number == 3 and len(lengths) > 1:
             target.release(2)
             step.roots[2] = -1
             step.sampler.stop(2)
             del rule.texts[2]
-        if number == 6 and len(lengths) > 1:
+        if number == 5 and len(lengths) > 1:
             enter([2], [4])
         slots = sorted(rule.texts)
         tree = step.propose(slots)
@@ -142,15 +142,15 @@ def predicted(head: BlockHead, target: Target, text: list[int], root: int) -> li
 def test_the_text_is_the_targets(
     model: PreTrainedModel, tree: str, lengths: tuple[int, ...], temperature: float
 ) -> None:
-    """With any tree, and with every kind of head."""
+    """With any tree; a batch with every kind of head."""
     ids, mask, _ = ragged_batch(lengths)
     sampling = SamplingParams(temperature=temperature, seed=5)
 
     def write(drafter: object) -> Tensor:
-        return specdec.generate(model, ids, mask, drafter=drafter, sampling=sampling, max_new_tokens=24).sequences
+        return specdec.generate(model, ids, mask, drafter=drafter, sampling=sampling, max_new_tokens=20).sequences
 
     expected = write("none")
-    for settings in HEADS.values():
+    for settings in list(HEADS.values())[: None if len(lengths) > 1 else 1]:
         drafter = Block(make_head("block", Target(model), depth=K, **settings), TREES[tree])
         assert torch.equal(write(drafter), expected)
 
