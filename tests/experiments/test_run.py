@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from specdec.experiments import measure
 from specdec.experiments.cli import main
 from specdec.experiments.lossless import Check
 from specdec.experiments.records import key_of
+from specdec.target import Target
 
+from ..fakes import write_datastore
+from ..heads import make_head
 from .conftest import POSITIONS, QUESTIONS, read_rows
 
 EXPERIMENTS = sorted(path.stem for path in (loading.CONF / "experiment").glob("*.yaml"))
@@ -31,12 +35,28 @@ SPEC_BENCH = Path(__file__).parents[3] / "shared" / "data" / "spec_bench" / "que
 TURNS = sum(len(question["turns"]) for question in QUESTIONS)
 
 
-def draft_overrides(experiment: str, draft: Path) -> list[str]:
-    """`draft` wherever the experiment loads a model of the zoo."""
-    with hydra.initialize_config_module("specdec.conf", version_base="1.3"):
-        config: Any = OmegaConf.to_container(hydra.compose("run", [f"experiment={experiment}"]))
-    named = [name for name, method in config["methods"].items() if "model" in method["drafter"]]
-    return [f"methods.{name}.drafter.model.name={draft}" for name in named]
+@pytest.fixture(scope="session")
+def small(target: Path, draft: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """Overrides that give an experiment small parts for the small target in place of the zoo's."""
+    folder = tmp_path_factory.mktemp("parts")
+    tokenizer = loading.load_tokenizer(str(target))
+    write_datastore(folder / "datastore.bin", [[5, 6, 7]], len(tokenizer), loading.fingerprint(tokenizer))
+    attached = Target(loading.load_model(str(target)))
+
+    def part(drafter: dict[str, Any], key: str) -> object:
+        kind = drafter["_target_"].split(".")[-2]
+        if key == "head" and not (folder / kind).exists():
+            make_head(kind, attached).save(folder / kind)
+        return {"head": folder / kind, "path": folder / "datastore.bin", "skip": "[0]", "model": draft}[key]
+
+    def overrides(experiment: str) -> list[str]:
+        with hydra.initialize_config_module("specdec.conf", version_base="1.3"):
+            config: Any = OmegaConf.to_container(hydra.compose("run", [f"experiment={experiment}"]))
+        drafters = {name: method["drafter"] for name, method in config["methods"].items()}
+        given = [(n, k, part(d, k)) for n, d in drafters.items() for k in ("head", "path", "skip", "model") if k in d]
+        return [f"methods.{n}.drafter.{k}{'.name' if k == 'model' else ''}={value}" for n, k, value in given]
+
+    return overrides
 
 
 def test_every_yaml_says_what_it_is_and_how_to_run_it():
@@ -49,8 +69,8 @@ def test_every_yaml_says_what_it_is_and_how_to_run_it():
 
 
 @pytest.mark.parametrize("experiment", MEASURED)
-def test_every_experiment_runs(experiment, specdec_run, draft, capsys):
-    code, directory = specdec_run(f"experiment={experiment}", "measure.repeats=1", *draft_overrides(experiment, draft))
+def test_every_experiment_runs(experiment, specdec_run, small, capsys):
+    code, directory = specdec_run(f"experiment={experiment}", "measure.repeats=1", *small(experiment))
     shown = capsys.readouterr()
     assert code == 0, shown.err
     names = "config.yaml overrides.yaml provenance.json requests.jsonl steps.jsonl summary.json report.html answers"

@@ -1,0 +1,58 @@
+"""Keep of a run's folder what is worth committing: where it comes from, and the figures of every method.
+
+specdec run experiment=drafters hydra.run.dir=outputs/drafters
+python benchmarks/keep.py outputs/drafters benchmarks/results/cpu/drafters.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def keep(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run.
+
+    Raises:
+        SystemExit: it has not ended.
+    """
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if not summary["complete"]:
+        raise SystemExit(f"{folder} is not complete; go on with: specdec run resume={folder}")
+    about = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    about["argv"] = [
+        word for word in about["argv"] if not word.startswith("hydra.run.dir=")
+    ]  # a folder of this machine
+    return {
+        "provenance": about,
+        "questions": summary["questions"],
+        "methods": [_figures(m) for m in summary["methods"]],
+    }
+
+
+def _figures(method: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: _accepted(part) for name, part in method["by_category"].items()}
+    return {
+        "name": method["name"],
+        "lossless": method["lossless"]["verdict"],
+        **_accepted(method),
+        "phase_share": method["metrics"]["phase_share"],
+        "by_category": parts,
+    }
+
+
+def _accepted(part: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "mean_accepted_length_pooled": part["metrics"]["mean_accepted_length_pooled"],
+        "speedup": part["speedup"],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of a run that has ended")
+    parser.add_argument("output", type=Path, help="a JSON file")
+    arguments = parser.parse_args()
+    arguments.output.write_text(json.dumps(keep(arguments.folder), indent=1) + "\n", encoding="utf-8")
