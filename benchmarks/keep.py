@@ -22,14 +22,10 @@ def keep(folder: Path) -> dict[str, Any]:
     if not summary["complete"]:
         raise SystemExit(f"{folder} is not complete; go on with: specdec run resume={folder}")
     about = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    about["argv"] = [
-        word for word in about["argv"] if not word.startswith("hydra.run.dir=")
-    ]  # a folder of this machine
-    return {
-        "provenance": about,
-        "questions": summary["questions"],
-        "methods": [_figures(m) for m in summary["methods"]],
-    }
+    here = "hydra.run.dir="  # a folder of this machine
+    about["argv"] = [word for word in about["argv"] if not word.startswith(here)]
+    methods = [_figures(method) for method in summary["methods"]]
+    return {"provenance": about, "questions": summary["questions"], "methods": methods}
 
 
 def _figures(method: dict[str, Any]) -> dict[str, Any]:
