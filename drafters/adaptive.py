@@ -27,7 +27,7 @@ from specdec.core import Drafter, TargetOutput, Verdict
 from specdec.sampling import DraftNoise
 from specdec.target import Target, attach
 from specdec.tree.budget import Account, StepCost, budget, chances
-from specdec.tree.cost import CostCurve, Curve, read_curve
+from specdec.tree.cost import CostCurve, Curve, measured_draft_cost
 from specdec.tree.prefix import first_nodes
 from specdec.tree.token_tree import TokenTree
 
@@ -41,10 +41,11 @@ class State:
     Attributes:
         inner: the drafter's state.
         capacity: slots.
-        levels: by number of nodes, levels that have to be drafted for them.
+        levels: by number of nodes, levels that have to be drafted for them; the drafter's, if it remembers.
         together: of all slots.
         slots: of every slot with a request.
         shared: whether the last trees were for a rule with shared noise.
+        drawn: whether the last drafts were drawn at random, for a rule that wants to know from what.
     """
 
     inner: Any
@@ -53,6 +54,7 @@ class State:
     together: Account
     slots: dict[int, Account] = field(default_factory=dict)
     shared: bool = True
+    drawn: bool = False
 
 
 class Adaptive:
@@ -69,7 +71,7 @@ class Adaptive:
         remember: keep what was seen for later requests and other decoders.
 
     Raises:
-        ValueError: a setting is out of range, or the curve is none.
+        ValueError: a setting is out of range, the curve is none, or the drafter has riders, which run with any tree.
     """
 
     reads_own_tree: ClassVar[bool] = True  # nodes are judged by their numbers
@@ -83,27 +85,30 @@ class Adaptive:
         decay: float = 0.95,
         remember: bool = True,
     ):
+        self._by_levels = bool(getattr(drafter, "takes_levels", False))
         if draft_cost is None:
-            draft_cost = float((read_curve(curve) if isinstance(curve, str) else {}).get("draft_cost") or 0.0)
+            draft_cost = measured_draft_cost(curve, whole=not self._by_levels)
         if draft_cost < 0 or allowance < 0 or not 0 < decay < 1:
             raise ValueError(
                 "adaptive needs draft_cost >= 0, allowance >= 0 and decay between 0 and 1; "
                 f"got {draft_cost}, {allowance} and {decay}"
             )
+        if drafter.needs.riders:
+            raise ValueError(
+                f"adaptive cannot go around {type(drafter).__name__}: its {drafter.needs.riders} riders run at every "
+                "step, so that no step costs what plain decoding does; use it by itself"
+            )
         self.drafters = [drafter]  # looked over like the parts of `hybrid`
         self.needs = replace(drafter.needs, on_device=False)
         self.cost = StepCost(CostCurve.make(curve), draft_cost)
         self.allowance, self.decay = allowance, decay
-        self._together = Account(ALL_DECAY) if remember else None
+        self._remember, self._together = remember, Account(ALL_DECAY)
+        self._levels = [0 if self._by_levels else 1, *[1] * (self.needs.max_nodes - 1)]
 
     @property
     def drafter(self) -> Drafter:
         """The one within."""
         return self.drafters[0]
-
-    @property
-    def _by_levels(self) -> bool:
-        return bool(getattr(self.drafter, "takes_levels", False))
 
     def attach(self, target: Target) -> Adaptive:
         """See Drafter."""
@@ -114,8 +119,9 @@ class Adaptive:
     def open(self, capacity: int, max_length: int, device: torch.device) -> State:
         """The drafter's buffers, and nothing seen."""
         inner = self.drafter.open(capacity, max_length, device)
-        levels = [0 if self._by_levels else 1, *[1] * (self.needs.max_nodes - 1)]
-        return State(inner, capacity, levels, self._together or Account(ALL_DECAY))
+        if self._remember:
+            return State(inner, capacity, self._levels, self._together)
+        return State(inner, capacity, list(self._levels), Account(ALL_DECAY))
 
     def warmup(self, capacity: int) -> None:
         """That of the drafter, if it has one."""
@@ -160,6 +166,12 @@ class Adaptive:
         if levels is None:
             for node, depth in enumerate(tree.depths.amax(0).cummax(0).values.tolist()):
                 state.levels[node] = depth
+        if levels != 0:
+            state.drawn = tree.draft_probs is not None
+        elif state.drawn:  # as it would be beside slots with drafts: rules draw otherwise where nothing is
+            nothing = torch.zeros(state.capacity, 1, noise.vocab_size, device=tree.tokens.device)
+            shape = tree.depths, tree.words
+            return replace(tree, draft_probs=nothing).with_shape(*shape)
         return tree
 
     def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:

@@ -74,3 +74,9 @@ def read_curve(file: str | Path) -> Mapping[str, Any]:
     if not isinstance(content, dict) or not {"nodes", "cost"} <= content.keys():
         raise ValueError(f"{str(file)!r} is no cost curve: it has no `nodes` and `cost`; see: specdec bench curve")
     return content
+
+
+def measured_draft_cost(curve: Curve, whole: bool = False) -> float:
+    """What the curve's file says of drafting a level, or a `whole` proposal; 0 if it does not, or there is no file."""
+    measured = read_curve(curve) if isinstance(curve, str | Path) else {}
+    return float(measured.get("draft_cost") or 0.0) * (int(measured.get("levels") or 1) if whole else 1)

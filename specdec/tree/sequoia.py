@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specdec.tree.cost import CostCurve, Curve, read_curve
+from specdec.tree.cost import CostCurve, Curve, measured_draft_cost, read_curve
 from specdec.tree.static import StaticTree
 
 Ranks = tuple[int, ...]  # ranks from the root
@@ -58,8 +58,7 @@ def sequoia(
         ValueError: a setting is out of range, or a file is not what it should be.
     """
     if draft_cost is None:
-        measured = read_curve(curve) if isinstance(curve, str | Path) else {}
-        draft_cost = float(measured.get("draft_cost") or 0.0)
+        draft_cost = measured_draft_cost(curve)
     return StaticTree(choose(read_chances(acceptance), CostCurve.make(curve), max_nodes, max_depth, draft_cost).paths)
 
 

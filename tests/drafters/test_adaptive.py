@@ -15,6 +15,7 @@ from specdec.core import Drafter, DraftNeeds, TargetOutput, Verdict
 from specdec.drafters.adaptive import Adaptive
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.hybrid import Hybrid
+from specdec.drafters.lookahead import Lookahead
 from specdec.drafters.ngram import NGram
 from specdec.drafters.recycling import Recycling
 from specdec.drafters.suffix import Suffix
@@ -155,10 +156,25 @@ def test_what_earlier_requests_have_shown_is_remembered_or_not() -> None:
         assert sum(size > 1 for size in sizes) == tries
 
 
+def test_levels_are_remembered_too() -> None:
+    """Else a new text whose best tree is not a full one would get trees of one level."""
+    drafter = Adaptive(Chains(9), 0.15, 0.05)
+    asked = drafter.drafters[0].asked  # type: ignore[attr-defined]
+    for _ in range(4):
+        harness = Harness(drafter, 1, VOCAB, SamplingParams(), True)
+        harness.acceptance = 0.7
+        harness.enter([0], PROMPTS[:1])
+        asked.clear()
+        sizes = [int(harness.step().sizes) for _ in range(20)]
+        assert asked == [size - 1 for size in sizes]
+        assert sizes[10] > 2
+    assert sizes[0] in range(3, 9)
+
+
 def test_under_its_own_noise_a_slot_decides_by_its_own_past_alone() -> None:
     """Other prompts beside it, which go another way, change nothing: not even where seeds, and so noise, are equal."""
 
-    def trace(neighbours: list[list[int]], others_acceptance: float) -> list[tuple[int, list[list[int]]]]:
+    def trace(neighbours: list[list[int]], others_acceptance: float) -> list[tuple[int, bool, list[list[int]]]]:
         draft = DraftModel(make_model(vocab_size=VOCAB, dtype=torch.float64), STATIC)
         harness = Harness(Adaptive(draft, 0.05, 0.05), 3, VOCAB, SamplingParams(temperature=0.8, seed=3), False)
         decide = harness._decide
@@ -174,11 +190,12 @@ def test_under_its_own_noise_a_slot_decides_by_its_own_past_alone() -> None:
         seen = []
         for _ in range(30):
             tree = harness.step()
-            seen.append((int(tree.sizes[1]), tree.paths(1)))
+            seen.append((int(tree.sizes[1]), tree.draft_probs is None, tree.paths(1)))  # rules draw otherwise if None
         return seen
 
     alone = trace([], 0.0)
-    assert len({size for size, _ in alone}) > 2
+    assert len({size for size, _, _ in alone}) > 2
+    assert not any(fixed for _, fixed, _ in alone)
     assert alone == trace([PROMPTS[0], PROMPTS[3]], 0.0) == trace([PROMPTS[1], PROMPTS[4]], 1.0)
 
 
@@ -265,12 +282,15 @@ def test_refuses() -> None:
             Adaptive(NGram(), **settings)
     with pytest.raises(ValueError, match="a row's cost is -1"):
         Adaptive(NGram(), -1.0)
+    with pytest.raises(ValueError, match="cannot go around Lookahead: its 59 riders run at every step"):
+        Adaptive(Lookahead())
 
 
 def test_the_yaml_measured_costs_are_read(tmp_path: Path) -> None:
     file = tmp_path / "curve.json"
-    file.write_text('{"nodes": [1, 8], "cost": [1.0, 1.7], "draft_cost": 0.3}')
-    drafter: Drafter = Adaptive(NGram(), str(file))
+    file.write_text('{"nodes": [1, 8], "cost": [1.0, 1.7], "draft_cost": 0.3, "levels": 4}')
+    drafter: Drafter = Adaptive(NGram(), file)
     assert isinstance(drafter, Adaptive)
     assert drafter.cost == StepCost(CostCurve((1, 8), (1.0, 1.7)), 0.3)
     assert Adaptive(NGram(), str(file), 0.1).cost.level == 0.1
+    assert Adaptive(Recycling(STATIC), str(file)).cost.level == 1.2  # it drafts all levels at once
