@@ -95,8 +95,9 @@ def read_foreign(
         raise ValueError(f"{name} holds a {kind} speculator; expected an EAGLE head (speculators_model_type eagle3)")
     layer = settings.get("transformer_layer_config", {}) if kind else settings
     named = {_rename(key): x for key, x in tensors.items() if not _ignored(key)}
-    if "fc.weight" not in named or "hidden_size" not in layer:
-        raise ValueError(f"{name} holds no EAGLE head: expected fc.weight, and hidden_size in its config.json")
+    if "fc.weight" not in named or not {"hidden_size", "vocab_size"} <= layer.keys():
+        wanted = "fc.weight, and hidden_size and vocab_size in its config.json"
+        raise ValueError(f"{name} holds no EAGLE head: expected {wanted}")
     _check_layer(layer, name)
     decoder = decoder_settings({**layer, "attention_bias": "midlayer.self_attn.q_proj.bias" in named})
     version = 3 if "midlayer.hidden_norm.weight" in named else 1

@@ -21,6 +21,7 @@ from specdec.heads import bound
 from specdec.sampling import DraftNoise
 from specdec.target import Target
 from specdec.tree.grow import Frontier, grow
+from specdec.tree.shallow import first_levels
 from specdec.tree.static import chain
 from specdec.tree.token_tree import TokenTree
 
@@ -44,6 +45,7 @@ class Medusa:
     """
 
     kind: ClassVar[type[MedusaHead]] = MedusaHead
+    takes_levels: ClassVar[bool] = True
 
     def __init__(self, head: str | Path | MedusaHead, tree: TreePolicy | None = None):
         self.head = self.kind.load(head) if isinstance(head, str | Path) else head
@@ -77,8 +79,10 @@ class Medusa:
         last = [len(prompt) - 1 for prompt in prompts]
         state.hidden[slots] = prefill.hidden[-1][range(len(prompts)), last].to(state.hidden.dtype)
 
-    def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
-        """Ask one head a level."""
+    def propose(self, state: State, roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
+        """Ask one head a level, for the policy's first `levels` if that is not None."""
+        if levels == 0:
+            return TokenTree.roots(roots)
         above = roots.clamp_min(0)[:, None, None]  # [B, 1, 1]
 
         def guess(tokens: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ class Medusa:
         def expand(frontier: Frontier) -> Tensor:
             return guess(torch.cat([above.expand(-1, frontier.path.shape[1], -1), frontier.path], -1))
 
-        return grow(self.policy, roots, guess(above)[:, 0], expand, noise).tree
+        return grow(first_levels(self.policy, levels), roots, guess(above)[:, 0], expand, noise).tree
 
     def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
         """Keep the hidden state of the last accepted node."""

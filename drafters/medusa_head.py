@@ -111,7 +111,8 @@ class MedusaHead(nn.Module):
         else:
             sizes, tensors = medusa_files.read_foreign(settings, tensors, name)
             config = Config(**sizes)
-        head = cls(config)
+        with torch.device("meta"):
+            head = cls(config)
         load_weights(head, tensors, name)
         return head
 

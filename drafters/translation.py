@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 SLACK = 8  # tokens that may be others because the text before them was cut off
 CHARACTER = 4  # most tokens, a byte each, of one character
+LEADS = ("\n", "a", ".")  # texts that few tokens span together with words after them
 UNFINISHED = "\ufffd"  # what tokenizers write for bytes that are no character, or not yet
 
 
@@ -153,11 +154,7 @@ class Translator:
         whole = self.target.tokens(before + words)
         if whole[: len(known)] == known:
             return whole[len(known) :]
-        for lead in (
-            "\n",
-            "a",
-            ".",
-        ):  # a token would span both: take the words by themselves, after what is none of them
+        for lead in LEADS:  # a token would span both: take the words by themselves, after what is none of them
             begun, whole = self.target.tokens(lead), self.target.tokens(lead + words)
             if whole[: len(begun)] == begun:
                 return whole[len(begun) :]

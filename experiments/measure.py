@@ -58,14 +58,14 @@ def plan(methods: Sequence[Method], questions: Sequence[Question], measure: Meas
                     yield Cell(method, tuple(q for q in group if len(q.turns) > turn), turn, repeat)
 
 
-def warm_up(bench: Bench, question: Question, tokens: int) -> None:
-    """A short answer by every method, so that nothing is measured the first time it runs."""
+def warm_up(bench: Bench, question: Question, tokens: int, batch: int) -> None:
+    """A short answer by every method, `batch` times together, so that nothing is measured the first time it runs."""
     if tokens:
         ids, _ = encode(bench.tokenizer, question.turns, [], bench.room(tokens))
         plain: dict[str | None, list[int]] = {}
         for method in bench.methods:
             tell_reference(bench.engines[method.name].drafter, ids + plain.get(method.baseline, []))
-            plain[method.name] = serve(bench, method.name, [ids], tokens, method.sampling).texts[0]
+            plain[method.name] = serve(bench, method.name, [ids] * batch, tokens, method.sampling).texts[0]
 
 
 def tell_reference(drafter: Any, *texts: list[int]) -> None:

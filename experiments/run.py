@@ -54,7 +54,8 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     about = {"name": questions.name, "sha256": questions.sha256, "count": len(questions.items)}
     origin = provenance.collect(provenance.command_line(), raw, about)
     provenance.write(directory / "provenance.json", origin)
-    warm_up(bench, questions.items[0], config.measure.warmup_tokens)
+    together = min(config.measure.batch, len(questions.items))
+    warm_up(bench, questions.items[0], config.measure.warmup_tokens, together)
     bandwidth = machine.peak_bandwidth(bench.device)
     if config.stream and not records.resumed:
         display.show_stream(console, bench, config.methods[-1], questions.items[0].turns[0], config.stream)

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it can be reached, asked once and briefly. Its own clients try for most of a minute."""
+"""The Hugging Face hub: whether it can be reached, asked briefly at every load. Its own clients try for a minute."""
 
 from __future__ import annotations
 

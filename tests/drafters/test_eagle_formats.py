@@ -172,6 +172,7 @@ def without(key: str) -> Callable[[dict[str, Any], Tensors], object]:
         ),
         (lambda c, t: c.update(fc_norm=False), r"hold fc_norm\.0\.weight"),
         (lambda c, t: c.pop("hidden_size"), "holds no EAGLE head"),
+        (lambda c, t: c.pop("vocab_size"), "holds no EAGLE head"),
         (lambda c, t: c.update(draft_vocab_size=5), "drafts 5 of 12 tokens, but has 6 entries in d2t"),
         (lambda c, t: c.update(draft_vocab_size=12), "drafts all 12 tokens, but its d2t renumbers them"),
         (without("d2t"), "drafts 6 of 12 tokens, but has no d2t"),

@@ -106,10 +106,16 @@ class Loop:
 
     @torch.inference_mode()
     def run(self) -> dict[int, tuple[list[int], TokenTree]]:
-        """A step; what every slot's text was before it, and the trees."""
+        """A step; what every slot's text was before it, and the trees. Fewer levels change nothing that comes after."""
         before = {slot: list(text) for slot, text in self.texts.items()}
         slots = sorted(self.texts)
         tree = self.step.propose(slots)
+        for levels in (0, 1, 2):
+            noise, drafter = self.step.sampling(slots).draft_noise(True), self.step.drafter
+            first = drafter.propose(self.step.state, self.step.roots, noise, levels=levels)  # type: ignore[call-arg]
+            assert int(first.depths.max()) == levels
+            if not isinstance(drafter.policy, BestFirst):  # type: ignore[attr-defined]
+                assert torch.equal(first.tokens, tree.tokens[:, : first.max_nodes])
         verdict, output, _ = self.step.decide(tree, slots, unheard)
         self.step.drafter.observe(self.step.state, tree, verdict, output)
         return {slot: (text, tree) for slot, text in before.items()}

@@ -52,9 +52,10 @@ def small(target: Path, draft: Path, tmp_path_factory: pytest.TempPathFactory) -
     def overrides(experiment: str) -> list[str]:
         with hydra.initialize_config_module("specdec.conf", version_base="1.3"):
             config: Any = OmegaConf.to_container(hydra.compose("run", [f"experiment={experiment}"]))
-        drafters = {name: method["drafter"] for name, method in config["methods"].items()}
+        drafters = {f"methods.{name}.drafter": method["drafter"] for name, method in config["methods"].items()}
+        drafters |= {f"{n}.drafter": d["drafter"] for n, d in drafters.items() if isinstance(d.get("drafter"), dict)}
         given = [(n, k, part(d, k)) for n, d in drafters.items() for k in ("head", "path", "skip", "model") if k in d]
-        return [f"methods.{n}.drafter.{k}{'.name' if k == 'model' else ''}={value}" for n, k, value in given]
+        return [f"{n}.{k}{'.name' if k == 'model' else ''}={value}" for n, k, value in given]
 
     return overrides
 

@@ -111,6 +111,10 @@ def check_settings(config: HeadTrainingConfig) -> HeadTrainingConfig:
     for name, value in counts.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+    for name, most in (("learning_rate", float("inf")), ("depth_decay", float("inf")), ("decay_share", 1.0)):
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or not 0 < value <= most:
+            raise ValueError(f"training.{name} is {value!r}; expected a number above 0{', at most 1' * (most == 1)}")
     if config.loss not in LOSSES:
         raise loading.unknown("training.loss", config.loss, LOSSES)
     if config.dtype not in ("bfloat16", "float32"):

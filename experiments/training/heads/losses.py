@@ -63,6 +63,6 @@ def _kl(own: Tensor, target_logits: Tensor) -> Tensor:
     return (target.exp() * difference).sum(-1)
 
 
-def depth_weights(depth: int, decay: float, device: torch.device | None = None) -> Tensor:
+def depth_weights(depth: int, decay: float) -> Tensor:
     """`[K]`, they sum to 1: what a deeper token is worth, as it is only looked at if those before were right."""
-    return F.normalize(decay ** torch.arange(depth, dtype=torch.float32, device=device), p=1, dim=0)
+    return F.normalize(decay ** torch.arange(depth, dtype=torch.float32), p=1, dim=0)

@@ -74,6 +74,8 @@ def test_sequences_too_short(target):
         ({"dtype": "float16"}, "unknown training.dtype"),
         ({"head": None}, "training.head is not given"),
         ({"data": dataclasses.replace(DATA, slots=0)}, "data.slots is 0"),
+        ({"decay_share": 0.0}, r"training.decay_share is 0.0; expected a number above 0, at most 1"),
+        ({"learning_rate": "1e-3"}, "training.learning_rate is '1e-3'; expected a number above 0$"),
         ({"data": dataclasses.replace(DATA, corpus_share=1.0)}, "data.corpus_share is 1.0"),
         ({"data": dataclasses.replace(DATA, temperatures=[])}, "data.temperatures is"),
         ({"data": dataclasses.replace(DATA, temperatures=[-1.0])}, "data.temperatures is"),
