@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--target", default="tiny")
     parser.add_argument("--drafter", default="medusa", help="one that can be exported with format=vllm")
     parser.add_argument("--head", help="of the drafter; its yaml's by default")
-    parser.add_argument("--method", help="vLLM's name for it (eagle or eagle3, say); the drafter's by default")
+    parser.add_argument("--method", help="vLLM's name for it: eagle3 for EAGLE-3; the drafter's by default")
     parser.add_argument("--length", type=int, default=4, help="of the chains; for a head all it predicts")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=64)

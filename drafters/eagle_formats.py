@@ -163,7 +163,9 @@ def write_foreign(config: EagleConfig, tensors: Mapping[str, Tensor]) -> tuple[d
         "fc_norm": config.input_norm == "each",
         "norm_before_fc": config.input_norm == "whole",
     }
-    offsets = tensors.get("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64)).cpu()
+    if "d2t" not in tensors:  # all tokens are drafted: vLLM wants no numbers then
+        return settings, dict(tensors)
+    offsets = tensors["d2t"].cpu()
     known = torch.zeros(config.vocab_size, dtype=torch.bool)
     known[offsets + torch.arange(len(offsets))] = True
     return settings, dict(tensors) | {"d2t": offsets, "t2d": known}

@@ -101,6 +101,15 @@ def test_names_of_eagle_3(foreign: Path) -> None:
     assert tensors["t2d"].nonzero()[:, 0].tolist() == [1, 3, 4, 8, 9, 11]
 
 
+def test_a_head_that_drafts_all_tokens_has_no_numbers_of_them(model: PreTrainedModel, tmp_path: Path) -> None:
+    """vLLM keeps no room for `d2t` then, and refuses the folder."""
+    head = head_of(model)
+    head.formats["vllm"](head, model).save(tmp_path)
+    config, tensors = files(tmp_path)
+    assert config["draft_vocab_size"] == VOCAB
+    assert not {"d2t", "t2d"} & set(tensors)
+
+
 def test_names_of_eagle_1(model: PreTrainedModel, tmp_path: Path) -> None:
     """With what published folders hold besides: the target's embedding and LM head, a bias."""
     head = head_of(model, version=1)
