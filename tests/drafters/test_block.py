@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -50,7 +50,8 @@ def model() -> PreTrainedModel:
 class Forced:
     """Accepts as many nodes of a chain as it is told, whatever they are; keeps the texts."""
 
-    lossless, shared_noise = False, True
+    lossless: ClassVar[bool] = False
+    shared_noise: ClassVar[bool] = True
 
     def __init__(self, capacity: int):
         self.texts: dict[int, list[int]] = {}
@@ -223,9 +224,9 @@ SPECULATORS = {
 def dflash_tensors() -> dict[str, Tensor]:
     """Under DFlash's names."""
     generator = torch.Generator().manual_seed(3)
-    shapes = {"fc": (32, 64), "hidden_norm": (32,), "norm": (32,)}
+    shapes: dict[str, tuple[int, ...]] = {"fc": (32, 64), "hidden_norm": (32,), "norm": (32,)}
     for i in range(2):
-        own = {"input_layernorm": (32,), "post_attention_layernorm": (32,)}
+        own: dict[str, tuple[int, ...]] = {"input_layernorm": (32,), "post_attention_layernorm": (32,)}
         own |= {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32)}
         own |= {"self_attn.o_proj": (32, 32), "self_attn.q_norm": (8,), "self_attn.k_norm": (8,)}
         own |= {"mlp.gate_proj": (40, 32), "mlp.up_proj": (40, 32), "mlp.down_proj": (32, 40)}
