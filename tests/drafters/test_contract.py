@@ -163,3 +163,44 @@ def test_entering_one_by_one_or_together(forgetful: Drafter) -> None:
     together.enter([0, 1], [PROMPTS[2], PROMPTS[0]])
     for slot in (0, 1):
         assert trace(one_by_one, slot, 2) == trace(together, slot, 2)
+
+
+class Asked:
+    """The drafter, asked for so many levels."""
+
+    def __init__(self, drafter: Any):
+        self.drafter, self.levels = drafter, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.drafter, name)
+
+    def propose(self, *given: Any) -> TokenTree:
+        tree: TokenTree = self.drafter.propose(*given, levels=self.levels)
+        return tree
+
+
+def test_fewer_levels_change_nothing_that_comes_after(forgetful: Drafter, mode: tuple[SamplingParams, bool]) -> None:
+    """A drafter that takes levels reads what it had to read when it is asked for more, of requests that came meanwhile
+    as well, and nothing of those that went."""
+    if not getattr(forgetful, "takes_levels", False):
+        pytest.skip("takes no levels")
+    whole, fewer = (Harness(forgetful, 3, VOCAB, *mode) for _ in range(2))
+    asked: Any = Asked(fewer.drafter)
+    fewer.drafter = asked
+    for harness in (whole, fewer):
+        harness.acceptance = 0.0  # so that both have the same texts
+        harness.enter([0, 2], [PROMPTS[0], PROMPTS[2]])
+    for number, levels in enumerate([None, 0, 0, 1, None, 2, 0, 0, 0, None, None]):
+        for harness in (whole, fewer) if number in (2, 8) else ():
+            left, entering = (0, 1) if number == 2 else (2, 2)
+            harness.leave(left)
+            harness.enter([entering], [PROMPTS[3 + entering % 2]])
+        asked.levels = levels
+        roots = fewer.roots.clone()
+        tree = fewer.step()
+        check_tree(tree, fewer, roots)
+        wanted = whole.step()
+        if levels is not None and hasattr(forgetful, "policy"):  # the others leave out all or nothing
+            assert int(tree.depths.max()) <= levels
+        if levels is None:
+            assert [tree.paths(slot) for slot in whole.texts] == [wanted.paths(slot) for slot in whole.texts]

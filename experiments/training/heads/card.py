@@ -15,6 +15,7 @@ from specdec.experiments.training.heads.decoded import PROMPTS
 from specdec.experiments.training.heads.distil import Data
 from specdec.experiments.training.heads.prompts import HELD_OUT_SHARE
 from specdec.experiments.training.heads.trainer import HeadResult
+from specdec.experiments.training.model_card import sources_table
 
 
 def write_card(
@@ -88,11 +89,8 @@ def _sources(config: HeadTrainingConfig, data: Data) -> str:
     if path is not None:
         part = "every tenth question" if path.endswith(".jsonl") else f"the last {HELD_OUT_SHARE:.0%} of each file"
         return f"`{Path(path).name}`. Held out: {part}."
-    rows = "\n".join(f"| {s.name} | {s.version} | {s.licence} | {s.files:,} | {s.bytes:,} |" for s in data.sources)
     licences = "; ".join(sorted({s.licence for s in data.sources}))
-    return f"""| source | version | licence | files | bytes |
-|---|---|---|---|---|
-{rows}
+    return f"""{sources_table(data.sources)}
 
 They are under: {licences}. Held out: files whose path within its source hashes (SHA-256) to one of
 {HELD_OUT_PER_MILLE} in 1000, the same on every machine, and the same that the shipped target's training left out."""
