@@ -109,7 +109,11 @@ class SpeculativeDecoder:
         """
         inspect.signature(SpeculativeDecoder).bind(None, None, **settings)  # before the weights are loaded
         for kind in ("drafter", "tree", "acceptance"):
-            loading.check_spec(kind, settings.get(kind), settings.get("allow_targets", ()))
+            spec = settings.get(kind)
+            if kind == "drafter" and isinstance(spec, str) and (Path(spec) / "config.json").is_file():
+                loading.check_folder(Path(spec))  # of a draft model
+            else:
+                loading.check_spec(kind, spec, settings.get("allow_targets", ()))
         tokenizer = loading.load_tokenizer(name, trust_remote_code)
         model = loading.load_model(name, device, dtype, trust_remote_code, quantize)
         return SpeculativeDecoder(model, tokenizer, **settings)

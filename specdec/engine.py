@@ -123,6 +123,9 @@ def make_drafter(drafter: object, tree: object = None, allow_targets: Collection
     if isinstance(drafter, PreTrainedModel):
         drafter = {"_target_": "specdec.drafters.draft_model.DraftModel", "model": drafter}
     policy = None if tree is None else loading.build("tree", tree, allow_targets=allow_targets)
+    for name in ("depth", "max_nodes", "fixed_shape", "branching", "grow", "prune") if policy is not None else ():
+        if not hasattr(policy, name):
+            raise ValueError(f"tree {policy!r} has no {name}; give a name in conf/tree, or a specdec.core.TreePolicy")
     settings = {} if policy is None else {"tree": policy}
     try:
         made: Drafter = loading.build("drafter", drafter, allow_targets=allow_targets, **settings)

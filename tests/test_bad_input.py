@@ -80,6 +80,7 @@ def test_ids_outside_the_vocabulary_that_are_masked_do_not_matter(model: PreTrai
         ({"drafter": "ngramm"}, "unknown drafter 'ngramm'. Did you mean 'ngram'[?] Known: .*ngram.*none"),
         ({"drafter": "xyz"}, "unknown drafter 'xyz'. Known: "),
         ({"tree": "chian"}, "unknown tree 'chian'. Did you mean 'chain'"),
+        ({"drafter": "draft_model", "tree": 5}, "tree 5 has no depth; give a name in conf/tree"),
         ({"acceptance": "copled"}, "unknown acceptance 'copled'. Did you mean 'coupled'"),
         ({"acceptance": 3}, "acceptance 3 is no acceptance rule"),
         ({"backend": "cuda"}, "unknown attention backend 'cuda'; expected one of: auto"),

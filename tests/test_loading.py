@@ -57,6 +57,12 @@ def test_a_decoder_from_a_folder(folder: Path) -> None:
     assert SpeculativeDecoder.from_pretrained(relative).generate("the cat", max_new_tokens=20).tokens == [expected]
 
 
+def test_a_draft_models_folder_as_the_drafter(folder: Path) -> None:
+    decoder = SpeculativeDecoder.from_pretrained(str(folder), drafter=str(folder))
+    out = decoder.generate("the cat", max_new_tokens=20)
+    assert out.stats.mean_accepted_length_pooled > 3  # the draft model is the target
+
+
 def test_a_path_object_is_a_name_too(folder: Path) -> None:
     assert loading.load_model(folder).config.vocab_size == VOCAB
 
