@@ -106,7 +106,10 @@ def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> st
     if key:
         full = re.search(r"full_key: (\S+)", text)
         name = full[1] if full and not key[0].startswith("Could") else key[1]
-        return f"unknown setting {name!r}.{_meant(name, _settings(command, arguments))} See: specdec {command} --help"
+        known = _settings(command, arguments)
+        if command == "run" and name.startswith("tree.") and not any(k.startswith("tree.") for k in known):
+            return f"{name} is set, but no tree is chosen; give one as well, as in tree=chain"
+        return f"unknown setting {name!r}.{_meant(name, known)} See: specdec {command} --help"
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Set the environment")]
     return " ".join(lines[:3])
 
@@ -122,7 +125,7 @@ def _extra(group: str) -> str:
 
 def _settings(command: str, arguments: Sequence[str]) -> list[str]:
     """Every setting's full name under the groups that were chosen, for guesses at what was meant."""
-    groups = ("experiment", "drafter", "target")
+    groups = ("experiment", "drafter", "target", "tree")
     chosen = [a for a in arguments if a.split("=")[0] in groups and "," not in a]  # not what a sweep goes through
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("specdec.conf", version_base="1.3"):

@@ -31,6 +31,8 @@ def one_line(capsys: pytest.CaptureFixture[str], code: int) -> str:
     [
         (["foo=1"], "unknown setting 'foo'"),
         (["+foo=1"], "unknown setting 'foo'"),
+        (["drafter=draft_model", "tree.length=3"], "tree.length is set, but no tree is chosen"),
+        (["drafter=draft_model", "tree=chain", "tree.lenght=3"], "Did you mean 'tree.length'"),
         (["drafter=ngrm"], "Did you mean 'ngram'?"),
         (["drafter.lenght=3"], "Did you mean 'drafter.length'?"),
         (["+drafter.lenght=3"], "Did you mean 'length'?"),
