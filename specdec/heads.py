@@ -47,7 +47,7 @@ def head_folder(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=patterns, local_files_only=offline))
     except (OSError, ValueError) as error:
         reason = hub.offline_message() if offline else str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot fetch the head {str(name)!r}: {reason}") from error
+        raise ValueError(f"there is no folder {str(name)!r}, and no such head can be fetched: {reason}") from error
 
 
 def read_head(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -114,8 +114,10 @@ class Export:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: x.detach().cpu().contiguous() for name, x in self.tensors.items()}
-        save_file(tensors, folder / self.weights, {"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+        config, weights = folder / CONFIG, folder / self.weights
+        config.write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors, weights, {"format": "pt"})
+        weights.chmod(config.stat().st_mode)  # safetensors lets nobody else read its files
 
 
 def make_config(cls: type[ConfigT], kind: str, config: Mapping[str, Any], name: str | Path) -> ConfigT:

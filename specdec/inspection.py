@@ -117,7 +117,10 @@ def hidden_modules(model: PreTrainedModel, layers: Sequence[int]) -> dict[int, n
         elif 0 <= layer < len(blocks):
             chosen[layer] = blocks[layer]
         else:
-            raise ValueError(f"hidden layer {layer} asked of {type(model).__name__}; expected -1 or 0 to {count - 1}")
+            raise ValueError(
+                f"hidden layer {layer} asked of {type(model).__name__}; expected -1 or 0 to {count - 1}. "
+                "A drafter's head fits the target that it was trained for alone"
+            )
     return chosen
 
 

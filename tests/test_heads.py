@@ -157,3 +157,10 @@ def test_bound_to_two_targets(folder: Path) -> None:
     assert same.embedding.data_ptr() == targets[0].model.get_input_embeddings().weight.data_ptr()
     assert other.embedding is not None
     assert other.embedding.dtype == torch.float64
+
+
+def test_others_may_read_a_head_that_was_written(tmp_path: Path) -> None:
+    """Safetensors are made for their owner alone."""
+    heads.Export({"a": 1}, {"x": torch.ones(1)}).save(tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    assert weights.stat().st_mode == config.stat().st_mode

@@ -126,7 +126,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(name: str, no_network: Non
     assert ("shipped models: tiny, tiny-draft" in str(error.value)) == (name == "gpt2")
     with pytest.raises(ValueError, match=f"no tokenizer for '{name}': .*{told}"):
         loading.load_tokenizer(name)
-    with pytest.raises(ValueError, match=f"cannot fetch the head 'nobody/nothing': .*{told}"):
+    with pytest.raises(ValueError, match=f"no folder 'nobody/nothing', and no such head can be fetched: .*{told}"):
         head_folder("nobody/nothing")
 
 
