@@ -88,16 +88,16 @@ def texts(
     return drawn, accepted / steps
 
 
-def exact_joint(model: PreTrainedModel, settings: dict[str, float]) -> Tensor:
-    """`[VOCAB] * LENGTH` float64, by plain forwards and plain arithmetic."""
-    joint = torch.ones((VOCAB,) * LENGTH, dtype=torch.float64)
-    for length in range(LENGTH):
+def exact_joint(model: PreTrainedModel, settings: dict[str, float], tokens: int = LENGTH) -> Tensor:
+    """`[VOCAB] * tokens` float64, by plain forwards and plain arithmetic."""
+    joint = torch.ones((VOCAB,) * tokens, dtype=torch.float64)
+    for length in range(tokens):
         beginnings = list(itertools.product(range(VOCAB), repeat=length))
         with torch.inference_mode():
             logits = model(torch.tensor([PROMPT + list(b) for b in beginnings])).logits[:, -1].double()
         for beginning, row in zip(beginnings, logits, strict=True):
             next_probs = processed(row, PROMPT + list(beginning), settings)
-            joint[beginning] *= next_probs.view(VOCAB, *[1] * (LENGTH - length - 1))
+            joint[beginning] *= next_probs.view(VOCAB, *[1] * (tokens - length - 1))
     return joint
 
 
@@ -122,14 +122,16 @@ def processed(logits: Tensor, text: list[int], settings: dict[str, float]) -> Te
 
 
 def counts_of(drawn: Tensor) -> Tensor:
-    flat = (drawn * VOCAB ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
-    return flat.bincount(minlength=VOCAB**LENGTH).view((VOCAB,) * LENGTH)
+    tokens = drawn.shape[1]
+    flat = (drawn * VOCAB ** torch.arange(tokens - 1, -1, -1)).sum(1)
+    return flat.bincount(minlength=VOCAB**tokens).view((VOCAB,) * tokens)
 
 
 def agreement(drawn: Tensor, joint: Tensor) -> float:
     """Probability of texts at least as far from `joint` by chance (Bonferroni over the margins looked at)."""
-    counts = counts_of(drawn)
-    others = [(), (0,), (2,), (0, 2), (0, 1)]  # summed out
+    counts, tokens = counts_of(drawn), joint.dim()
+    runs = [(low, high) for high in range(2, tokens + 1) for low in range(high)]  # the first token alone is not drafted
+    others = [tuple(i for i in range(tokens) if not low <= i < high) for low, high in runs]  # summed out
     return len(others) * min(g_test(counts.sum(o), joint.sum(o)) if o else g_test(counts, joint) for o in others)
 
 
