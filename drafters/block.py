@@ -26,7 +26,7 @@ from specdec.packing import pack_nodes
 from specdec.sampling import DraftNoise
 from specdec.target import ROOM_STEP, Target
 from specdec.tree.best_first import BestFirst
-from specdec.tree.grow import Frontier, grow
+from specdec.tree.grow import Frontier, check_width, grow
 from specdec.tree.shallow import first_levels
 from specdec.tree.token_tree import TokenTree
 
@@ -72,9 +72,7 @@ class Block:
             )
         self.backend = backend
         self.vocab_size, self.hidden_size = self.head.vocab_size, self.head.hidden_size
-        widest = max(map(self.policy.branching, range(self.policy.depth)))
-        if widest > self.vocab_size:
-            raise ValueError(f"the tree drafts {widest} children a node; the head knows {self.vocab_size} tokens")
+        check_width(self.policy, self.vocab_size)
         self.needs = DraftNeeds(self.policy.max_nodes, tuple(dict.fromkeys(self.head.hidden_layers)), on_device=True)
 
     def attach(self, target: Target) -> Block:

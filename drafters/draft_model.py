@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from specdec.core import DraftNeeds, TargetOutput, TreePolicy, Verdict
 from specdec.sampling import DraftNoise
 from specdec.target import Target
-from specdec.tree.grow import Expand, Frontier, count_expanded, grow
+from specdec.tree.grow import Expand, Frontier, check_width, count_expanded, grow
 from specdec.tree.levels import Levels
 from specdec.tree.shallow import first_levels
 from specdec.tree.static import chain
@@ -68,9 +68,7 @@ class DraftModel:
         self.model = model
         self.backend, self.compile = backend, compile and model.device.type == "cpu"
         self.vocab_size = Target(model, backend=backend).vocab_size  # looks the model over, too
-        widest = max(map(self.policy.branching, range(self.policy.depth)))
-        if widest > self.vocab_size:
-            raise ValueError(f"the tree drafts {widest} children a node; the draft model has {self.vocab_size} tokens")
+        check_width(self.policy, self.vocab_size)
         self.needs = DraftNeeds(max_nodes=self.policy.max_nodes, on_device=model.device.type != "cpu")
         self._expanded = count_expanded(self.policy)
 

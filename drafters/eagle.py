@@ -28,7 +28,7 @@ from specdec.packing import Rows, pack_chains, pack_nodes
 from specdec.sampling import DraftNoise
 from specdec.target import PREFILL_ROWS, ROOM_STEP, Target
 from specdec.tree.best_first import BestFirst
-from specdec.tree.grow import Frontier, count_expanded, grow
+from specdec.tree.grow import Frontier, check_width, count_expanded, grow
 from specdec.tree.levels import Levels
 from specdec.tree.shallow import first_levels
 from specdec.tree.token_tree import TokenTree
@@ -44,8 +44,9 @@ class State:
         features: `[B, D + 1, E]`, each of the place before its token.
         counts: `[B]` int32, how many pairs wait.
         longest: tokens of a text, at most: what lies behind them is never read.
-        waiting: how many pairs wait in any slot, at most, as far as the host knows.
-        tree: the last proposal.
+        waiting: how many pairs wait in any slot, at most, as far as the host knows. A whole step in a CUDA graph needs
+            none of it: there `propose` runs all that waits, so that it is 0 at every `observe`. It counts up where
+            proposals of 0 levels run nothing, and those are never captured.
     """
 
     cache: TreeCache
@@ -54,7 +55,6 @@ class State:
     counts: Tensor
     longest: int
     waiting: int = 0
-    tree: TokenTree | None = None
 
 
 class Eagle:
@@ -84,9 +84,7 @@ class Eagle:
         self.backend = backend
         self.vocab_size, self.hidden_size = self.head.vocab_size, self.head.hidden_size
         self.needs = DraftNeeds(self.policy.max_nodes, self.head.hidden_layers, on_device=True)
-        widest, tokens = max(map(self.policy.branching, range(self.policy.depth))), self.head.config.draft_vocab_size
-        if widest > tokens:
-            raise ValueError(f"the tree drafts {widest} children a node; the head drafts {tokens} tokens")
+        check_width(self.policy, self.head.config.draft_vocab_size)
         self._expanded = count_expanded(self.policy)
 
     def attach(self, target: Target) -> Eagle:
@@ -170,8 +168,7 @@ class Eagle:
 
         root_logits = fit_vocabulary(self.head.logits(above), noise.vocab_size)[:, 0]  # [B, V]
         policy = first_levels(self.policy, levels)
-        state.tree = grow(policy, roots, root_logits, expand, noise).tree
-        return state.tree
+        return grow(policy, roots, root_logits, expand, noise).tree
 
     @torch.inference_mode()
     def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
@@ -181,7 +178,7 @@ class Eagle:
         the first of what waits is run at once.
         """
         width = state.tokens.shape[1]
-        most = min(verdict.path.shape[1], width if tree is state.tree else tree.max_nodes)
+        most = min(verdict.path.shape[1], tree.most_depth + 1)
         path = verdict.path[:, :most].clamp_min(0)[..., None]  # [B, D, 1]
         hidden = {layer: x.gather(1, path.expand(-1, -1, x.shape[-1])) for layer, x in output.hidden.items()}
         features = self.head.fuse(hidden)  # [B, D, E]

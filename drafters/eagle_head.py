@@ -23,6 +23,7 @@ from transformers import LlamaConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from specdec.drafters.eagle_formats import (
+    DECODER,
     EagleConfig,
     decoder_settings,
     default_layers,
@@ -106,6 +107,7 @@ class EagleHead(nn.Module):
         self.d2t: Tensor | None
         fewer = config.draft_vocab_size < config.vocab_size
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64) if fewer else None)
+        self.chooses_tokens = False  # which can be drafted is not known yet, see `choose_tokens`
         self.embedding: Tensor | None = None  # of the target, as is:
         self.target_lm_head: Tensor | None = None
         self.rotary: tuple[nn.Module, ...] = ()  # no submodule: a cast of the head must leave its frequencies alone
@@ -118,7 +120,7 @@ class EagleHead(nn.Module):
         depth: int = 5,
         hidden_layers: Sequence[int] | None = None,
         intermediate_size: int | None = None,
-        draft_tokens: Sequence[int] | Tensor | None = None,
+        draft_tokens: int | Sequence[int] | Tensor | None = None,
         norm_output: bool = False,
         input_norm: str = "none",
     ) -> EagleHead:
@@ -130,7 +132,8 @@ class EagleHead(nn.Module):
             depth: see EagleConfig, as norm_output and input_norm.
             hidden_layers: for version 3; None for `default_layers`.
             intermediate_size: of the MLP; None for three times the hidden size.
-            draft_tokens: for version 3, those that can be drafted (see `most_frequent`); None for all.
+            draft_tokens: for version 3, those that can be drafted; None for all; a number for as many, which
+                `choose_tokens` chooses when there is text to count in.
 
         Raises:
             ValueError: version is unknown, or version 1 is to draft fewer tokens.
@@ -153,6 +156,9 @@ class EagleHead(nn.Module):
             }
         )
         layers = tuple(hidden_layers or default_layers(model.num_hidden_layers)) if version == 3 else (-1,)
+        count = draft_tokens if isinstance(draft_tokens, int) else None
+        if count is not None:  # any, until they are chosen
+            draft_tokens = most_frequent(torch.zeros(target.vocab_size), count)
         ids = torch.arange(target.vocab_size) if draft_tokens is None else torch.as_tensor(draft_tokens).cpu().unique()
         config = EagleConfig(
             version,
@@ -168,16 +174,32 @@ class EagleHead(nn.Module):
         )
         given, lm_head = target.model.get_input_embeddings().weight, target.model.get_output_embeddings().weight
         head = cls(config).to(given.device)
-        head._begin(ids.to(given.device), lm_head)
+        head._begin()
+        head._draft(ids.to(given.device), lm_head)
+        head.chooses_tokens = count is not None
         head.bind(given.detach().float(), lm_head.detach().float())
         return head
 
     @torch.no_grad()
-    def _begin(self, ids: Tensor, lm_head: Tensor) -> None:
-        """New weights; the LM head's are those of the target's `[V, H]` for the tokens `ids` that are drafted."""
+    def _begin(self) -> None:
+        """New weights."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=SPREAD)
+
+    def choose_tokens(self, counts: Tensor, lm_head: Tensor) -> None:
+        """Before training: where `new` got a number of tokens to draft, they are the most frequent ones.
+
+        Args:
+            counts: `[V]`, of training text.
+            lm_head: of the target, `[V, H]`.
+        """
+        if self.chooses_tokens:
+            self._draft(most_frequent(counts, self.config.draft_vocab_size).to(lm_head.device), lm_head)
+
+    @torch.no_grad()
+    def _draft(self, ids: Tensor, lm_head: Tensor) -> None:
+        """The tokens `ids`, ascending, can be drafted: the LM head begins as their rows of the target's."""
         if self.lm_head is not None:
             self.lm_head.weight.copy_(lm_head[ids])
         if self.d2t is not None:
@@ -194,6 +216,11 @@ class EagleHead(nn.Module):
         settings, tensors = read_head(name)
         if HEAD_KEY in settings:
             config = make_config(EagleConfig, KIND, settings, name)
+            if not isinstance(config.decoder, dict) or config.decoder.keys() - set(DECODER):
+                raise ValueError(
+                    f"`decoder` in the config.json of {name} is {config.decoder!r:.200}; expected nothing but the "
+                    f"settings {', '.join(DECODER)}"
+                )
         else:
             config, tensors = read_foreign(settings, tensors, name, target_layers)
         with torch.device("meta"):

@@ -22,7 +22,7 @@ from specdec.drafters.draft_model import run_levels
 from specdec.partial import with_layers
 from specdec.sampling import DraftNoise
 from specdec.target import Target
-from specdec.tree.grow import count_expanded, grow
+from specdec.tree.grow import check_width, count_expanded, grow
 from specdec.tree.shallow import first_levels
 from specdec.tree.static import chain
 from specdec.tree.token_tree import TokenTree
@@ -65,9 +65,7 @@ class EarlyExit:
             ValueError: there are no such layers, none would be left out or kept, the tree is too wide, or it is not
                 known how to leave layers out of such a model.
         """
-        widest = max(map(self.policy.branching, range(self.policy.depth)))
-        if widest > target.vocab_size:
-            raise ValueError(f"the tree drafts {widest} children a node; the target has {target.vocab_size} tokens")
+        check_width(self.policy, target.vocab_size)
         made = copy(self)
         made.target, made.model = target, with_layers(target.model, self._kept(target.model))
         return made

@@ -20,7 +20,7 @@ from specdec.drafters.medusa_head import MedusaHead
 from specdec.heads import bound
 from specdec.sampling import DraftNoise
 from specdec.target import Target
-from specdec.tree.grow import Frontier, grow
+from specdec.tree.grow import Frontier, check_width, grow
 from specdec.tree.shallow import first_levels
 from specdec.tree.static import chain
 from specdec.tree.token_tree import TokenTree
@@ -58,9 +58,7 @@ class Medusa:
                 f"the tree is {self.policy.depth} tokens deep, but there are {self.head.depth} heads, one for each "
                 f"depth; give a tree of depth {self.head.depth} or less"
             )
-        widest = max(map(self.policy.branching, range(self.policy.depth)))
-        if widest > self.vocab_size:
-            raise ValueError(f"the tree drafts {widest} children a node; the heads know {self.vocab_size} tokens")
+        check_width(self.policy, self.vocab_size)
         self.needs = DraftNeeds(self.policy.max_nodes, self.head.hidden_layers, on_device=True)
 
     def attach(self, target: Target) -> Medusa:

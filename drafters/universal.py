@@ -23,7 +23,7 @@ from specdec.drafters.text_drafter import TextKeeper
 from specdec.drafters.translation import BothTexts, Translator
 from specdec.sampling import Sampler
 from specdec.target import Target
-from specdec.tree.grow import count_expanded, grow
+from specdec.tree.grow import check_width, count_expanded, grow
 from specdec.tree.static import chain
 from specdec.tree.token_tree import TokenTree, merge_paths
 
@@ -76,10 +76,7 @@ class Universal(TextKeeper[BothTexts]):
         super().__init__(max_nodes)
         self.model, self.window, self.backend = model, window, backend
         self.policy = tree if tree is not None else chain(4)
-        widest = max(map(self.policy.branching, range(self.policy.depth)))
-        size = Target(model, backend=backend).vocab_size  # looks the model over, too
-        if widest > size:
-            raise ValueError(f"the tree drafts {widest} children a node; the draft model has {size} tokens")
+        check_width(self.policy, Target(model, backend=backend).vocab_size)  # looks the model over, too
         self._own = draft_tokenizer if draft_tokenizer is not None else _beside(model, "draft_tokenizer")
         self._translator = Translator(tokenizer, self._own, window) if tokenizer is not None else None
 

@@ -107,11 +107,12 @@ class CapturedStep(Step):
             record: Tensor = self.graphs(self.sampler.kinds, lambda: plain(slots, unheard))
             lap("verify")
             return record
-        held = self._hold(self.propose(slots))
+        tree = self.propose(slots)
+        held = self._hold(tree)
         lap("draft")
         verdict, output, record = self._decide_held(held)
         lap("verify")
-        self.drafter.observe(self.state, replace(held), verdict, output)
+        self.drafter.observe(self.state, replace(held).no_deeper_than(tree.most_depth), verdict, output)
         lap("draft")
         return record
 

@@ -6,6 +6,7 @@ What the files mean is each head's own; see `TrainableHead` in core.py and draft
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from copy import copy, deepcopy
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -82,10 +83,11 @@ def _convert(folder: Path) -> str:
     found = next((file for kind in PICKLES for file in sorted(folder.glob(kind))), None)
     if found is None:
         return "; expected a trained head's weights"
-    load = f"torch.load('{found.name}', map_location='cpu', weights_only=True)"
-    save = f"save_file({{k: v.clone() for k, v in {load}.items()}}, '{found.stem}.safetensors')"
-    code = f"import torch; from safetensors.torch import save_file; {save}"
-    return f'; specdec loads no pickles. If you trust {found.name}, convert it there: python -c "{code}"'
+    source, made = json.dumps(found.name), json.dumps(f"{found.stem}.safetensors")  # as Python writes strings, too
+    load = f'torch.load({source}, map_location="cpu", weights_only=True)'
+    save = f"save_file({{k: v.clone() for k, v in {load}.items()}}, {made})"
+    code = shlex.quote(f"import torch; from safetensors.torch import save_file; {save}")
+    return f"; specdec loads no pickles. If you trust {found.name}, convert it there: python -c {code}"
 
 
 def write_head(folder: str | Path, kind: str, config: object, tensors: Mapping[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,10 +104,10 @@ def test_no_weights_and_pickled_weights(folder: Path) -> None:
     (folder / heads.WEIGHTS).unlink()
     with pytest.raises(ValueError, match=r"has no .safetensors file; expected"):
         load(folder)
-    torch.save(tensors, folder / "old.pt")
+    torch.save(tensors, folder / "it's $old.pt")
     with pytest.raises(ValueError, match="loads no pickles") as refused:
         load(folder)
-    code = str(refused.value).partition('python -c "')[2].removesuffix('"')
+    (code,) = shlex.split(str(refused.value).partition("python -c ")[2])  # as a shell would
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         exec(code, {})

@@ -28,6 +28,7 @@ from specdec.acceptance.typical import Typical
 from specdec.capture import CapturedStep, Graphs, rehearse
 from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput
 from specdec.decode import decode
+from specdec.drafters.adaptive import Adaptive
 from specdec.drafters.block import Block as BlockDrafter
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.eagle import Eagle
@@ -305,7 +306,8 @@ class DeviceNGram(NGram):
 
 @pytest.mark.parametrize(
     "name",
-    "ngram; recycling; early_exit; draft_model, chain; draft_model, best_first; medusa; hydra; scripted".split("; "),
+    "ngram; recycling; early_exit; draft_model, chain; draft_model, best_first; medusa; hydra; eagle; block; "
+    "eagle, sizes change; scripted".split("; "),
 )
 def test_captured_steps_write_the_same_texts(name: str) -> None:
     model = make_model(dtype=torch.float64)
@@ -313,6 +315,8 @@ def test_captured_steps_write_the_same_texts(name: str) -> None:
     plain = served(Step(target, NoDrafter(), Coupled(), CAPACITY, MAX_LENGTH))
     texts = {tuple(r.prompt): t for r, t in zip(REQUESTS, plain, strict=True)}
     own: dict[str, Drafter] = {"scripted": Scripted(texts, hit=0.7, max_nodes=7), "ngram": DeviceNGram()}
+    if name == "eagle, sizes change":  # proposals outside of the graph, some of 0 levels
+        own[name] = Adaptive(DRAFTERS["eagle"](model), 0.15, 0.05, allowance=0.1)
     drafter: Drafter = own.get(name) or DRAFTERS[name](model)
     made: list[Replayed] = []
 
@@ -327,6 +331,25 @@ def test_captured_steps_write_the_same_texts(name: str) -> None:
         step.reset()
     assert len(made) == count
     assert count > 2 if name == "scripted" else count >= 1  # a graph for every bucket
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_tree_cut_off_or_held_is_as_deep_as_its_policy(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a drafter that gathers what was accepted would gather as many rows as the tree has nodes."""
+    model, seen = make_model(dtype=torch.float64), set[tuple[int, bool]]()
+    observe = Eagle.observe
+
+    def looking(self: Eagle, state: Any, tree: Any, verdict: Any, output: Any) -> None:
+        assert int(tree.depths.max()) <= tree.most_depth <= 3
+        seen.add((tree.most_depth, tree.max_nodes == 8))
+        observe(self, state, tree, verdict, output)
+
+    monkeypatch.setattr(Eagle, "observe", looking)
+    parts = put_together(model, Adaptive(DRAFTERS["eagle"](model), 0.15, 0.05, allowance=0.1))
+    plain = served(Step(parts[0], NoDrafter(), Coupled(), CAPACITY, MAX_LENGTH))
+    made = (CapturedStep, Graphs(Replayed)) if captured else (Step,)
+    assert served(made[0](*parts, Coupled(), CAPACITY, MAX_LENGTH, *made[1:])) == plain
+    assert len(seen) > 1
 
 
 @pytest.mark.parametrize("name", ["none", "host"])

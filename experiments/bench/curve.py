@@ -83,9 +83,11 @@ class Settings:
                 values[name] = kind(text)
             except ValueError:
                 values[name] = None
-            least = 0.0 if name == "temperature" else 1e-9
-            if values[name] is None or (not isinstance(values[name], str) and not values[name] >= least):
-                raise ValueError(f"{name}={text}; expected a {'whole ' * (fields[name] is int)}number above 0")
+            zero = name == "temperature"
+            fits = isinstance(values[name], str) or (values[name] or 0) > 0 or (zero and values[name] == 0)
+            if not fits:
+                expected = f"{'whole ' * (fields[name] is int)}number above 0{', or 0' * zero}"
+                raise ValueError(f"{name}={text}; expected a {expected}")
         return Settings(**values)
 
 

@@ -53,7 +53,9 @@ def grow(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand,
         expand: gives logits further down.
         noise: chooses tokens.
     """
-    return (_grow_fixed if policy.fixed_shape else _grow_ranked)(policy, roots, root_logits, expand, noise)
+    grown = (_grow_fixed if policy.fixed_shape else _grow_ranked)(policy, roots, root_logits, expand, noise)
+    grown.tree.no_deeper_than(policy.depth)
+    return grown
 
 
 def count_expanded(policy: TreePolicy) -> int:
@@ -63,6 +65,20 @@ def count_expanded(policy: TreePolicy) -> int:
         frontier = policy.grow(level, torch.zeros(1, frontier, policy.branching(level)))[1].shape[1]
         total += frontier
     return total - 1
+
+
+def check_width(policy: TreePolicy, tokens: int) -> None:
+    """Look whether a drafter that knows `tokens` tokens can give every node the children the policy wants.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    widest = max(map(policy.branching, range(policy.depth)))
+    if widest > tokens:
+        raise ValueError(
+            f"the tree drafts {widest} children a node; {tokens} tokens can be drafted here, so give a tree that "
+            f"drafts at most {tokens}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

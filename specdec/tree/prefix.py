@@ -24,6 +24,6 @@ def first_nodes(tree: TokenTree, counts: Tensor, max_nodes: int) -> TokenTree:
         tree.riders,
     )
     words = tree.words[:, :max_nodes, : num_words(max_nodes)]
-    return made.with_shape(
-        torch.where(keep, tree.depths[:, :max_nodes], 0), torch.where(keep[..., None], words, 0).contiguous()
-    )
+    depths = torch.where(keep, tree.depths[:, :max_nodes], 0)
+    made.no_deeper_than(tree.most_depth)
+    return made.with_shape(depths, torch.where(keep[..., None], words, 0).contiguous())

@@ -59,6 +59,11 @@ class TokenTree:
         return self._shape[1]
 
     @cached_property
+    def most_depth(self) -> int:
+        """What no depth is above, as far as the host knows without a look at the device."""
+        return self.max_nodes - 1
+
+    @cached_property
     def words(self) -> Tensor:
         """`[B, N, W]` int64: bit i of row j is set when node i is node j or one of its ancestors; padding has none."""
         return self._shape[0]
@@ -82,6 +87,11 @@ class TokenTree:
         if self.riders is None:
             return self
         return TokenTree(*seat(self.tokens, self.parents, self.sizes, self.riders))
+
+    def no_deeper_than(self, depth: int) -> TokenTree:
+        """This tree, whose `most_depth` is now at most `depth`: its maker knows."""
+        self.__dict__["most_depth"] = min(depth, self.max_nodes - 1)
+        return self
 
     def child(self, node: Tensor, token: Tensor) -> Tensor:
         """The first child of `node` `[B]` that carries `token` `[B]`; -1 where there is none: `[B]` int64."""

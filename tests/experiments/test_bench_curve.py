@@ -138,6 +138,7 @@ def test_which_drafters_take_trees() -> None:
         ("batch=0", "batch=0; expected a whole number above 0"),
         ("batch=1.5", "batch=1.5; expected a whole number above 0"),
         ("seconds=x", "seconds=x; expected a number above 0"),
+        ("temperature=-1", "temperature=-1; expected a number above 0, or 0"),
         ("bach=1", "unknown setting of bench 'bach'. Did you mean 'batch'"),
         ("drafter=ngrm", "unknown drafter 'ngrm'"),
         ("target=nowhere", "unknown model 'nowhere'"),

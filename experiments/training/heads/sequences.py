@@ -55,6 +55,11 @@ class Sequences:
         end = int(self.lengths[: number + 1].sum())
         return [int(token) for token in self.tokens[end - self.lengths[number] : end]]
 
+    def written(self) -> np.ndarray:
+        """The tokens that the target wrote, in a row."""
+        starts = np.repeat(self.lengths.cumsum() - self.lengths, self.lengths)  # [T], where each one's sequence begins
+        return self.tokens[np.arange(len(self.tokens)) - starts >= np.repeat(self.prompt_lengths, self.lengths)]
+
     def batch(self, rows: np.ndarray) -> Tensor:
         """`[B, L]` int64, right padded with 0. `rows` `[B]` are indices."""
         ends = self.lengths.cumsum()

@@ -54,6 +54,20 @@ def test_a_head_is_trained_and_drafts(overrides, target, tmp_path, capsys):
     assert lines[-1]["summary"]["mean_accepted_length_decoded"] >= 1
 
 
+def test_the_target_s_most_frequent_tokens_are_drafted(target, overrides, tmp_path, monkeypatch, capsys):
+    made = []
+    make_data = command.make_data
+    monkeypatch.setattr(command, "make_data", lambda *given: made.append(make_data(*given)) or made[-1])
+    eagle = ["drafter=eagle", "drafter.tree=chain", "training.head.depth=2", "training.head.draft_tokens=5"]
+    rest = [word for word in overrides()[1:] if not word.startswith(("drafter", "training.head"))]
+    assert main(["train", *eagle, *rest]) == 0, capsys.readouterr().err
+    text = made[0].train
+    written = [t for i in range(len(text)) for t in text.row(i)[text.prompt_lengths[i] :]]
+    counts = torch.tensor(written).bincount()
+    drafted = load_file(tmp_path / "out" / "model.safetensors")["d2t"] + torch.arange(5)
+    assert drafted.tolist() == counts.argsort(descending=True, stable=True)[:5].sort().values.tolist()
+
+
 def test_a_stopped_training_goes_on_to_the_same_weights(overrides, tmp_path, monkeypatch, capsys):
     assert main(overrides("training.output=whole")) == 0
     train = command.train
