@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -78,6 +80,16 @@ def test_thresholds():
     assert lossless.tie_threshold(17.0, torch.bfloat16) == 4 * 0.125
     assert lossless.tie_threshold(15.9, torch.bfloat16) == 4 * 0.0625
     assert lossless.tie_threshold(1.0, torch.float16) == 4 * 2.0**-10
+
+
+@pytest.mark.parametrize(("largest", "tie"), [(1.0, False), (17.0, True)])
+def test_rounding_is_that_of_the_largest_logit(monkeypatch, largest, tie):
+    """Two unlikely tokens, drawn for their noise: their own logits are small, the sums they come of are not."""
+    logits = torch.tensor([largest, 0.5, 0.4])
+    scores = torch.tensor([0.0, 9.0, 8.9])
+    monkeypatch.setattr(lossless, "_scores", lambda *_: (scores, logits))
+    target = SimpleNamespace(model=SimpleNamespace(dtype=torch.bfloat16))
+    assert lossless.compare(target, PROMPT, [1], [2], SamplingParams(temperature=1.0)).tie is tie
 
 
 def test_what_can_be_compared():
