@@ -7,10 +7,10 @@ the same, so it is one prefill and one step.
 
 Float32 and float64: a tie is a gap of at most 1e-4. Lower precisions: logits are stored in steps (`eps` times their
 power of two, 0.125 for a bfloat16 logit between 16 and 32) and inherit the rounding of all layers below, so a tie is a
-gap of at most `TIE_SPACINGS` such steps at the position's largest logit, however small those of the two tokens are: they
-come of the same sums. (Measured on a Llama of 16 layers, one step at a time against one prefill, in steps at the largest
-logit: the gap of the two best tokens moves by 0.5 in the median, 2.6 in one of a hundred positions, and 4 at most; logits
-under a quarter of the largest move by 0.4, 2.2 and 4.5, which is up to thousands of steps of their own.)
+gap of at most `TIE_SPACINGS` such steps at the position's largest logit, however small those of the two tokens are:
+they come of the same sums. (Measured on a Llama of 16 layers, one step at a time against one prefill, in steps at the
+largest logit: the gap of the two best tokens moves by 0.5 in the median, 2.6 in one of a hundred positions, and 4 at
+most; logits under a quarter of the largest move by 0.4, 2.2 and 4.5, which is up to thousands of steps of their own.)
 """
 
 from __future__ import annotations
