@@ -141,7 +141,7 @@ def test_which_drafters_take_trees() -> None:
         ("temperature=-1", "temperature=-1; expected a number above 0, or 0"),
         ("bach=1", "unknown setting of bench 'bach'. Did you mean 'batch'"),
         ("drafter=ngrm", "unknown drafter 'ngrm'"),
-        ("target=nowhere", "unknown model 'nowhere'"),
+        ("target=nowhere", "cannot load 'nowhere'"),
         ("context=100000", "positions"),
     ],
 )
