@@ -29,6 +29,7 @@ PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf"
 ZOO = PACKAGE / "zoo"
 PLUGINS = "specdec.plugins"
+MISSING = "???"  # in a yaml: to be given
 HEAD_KEY = "specdec_head"  # in the config.json of a drafter's trained head: its kind
 OLD_HUB_ID = re.compile(r"\w[\w.-]*")  # of the first models on the hub, as in gpt2
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*")
@@ -134,7 +135,7 @@ def bind(spec: Mapping[str, Any], allow_targets: Collection[str], what: str) -> 
     if "_target_" not in spec:
         raise ValueError(f"{what} has no _target_; got the keys {', '.join(map(str, spec)) or '(none)'}")
     function = find_target(str(spec["_target_"]), allow_targets)
-    arguments = {str(k): v for k, v in spec.items() if k != "_target_"}
+    arguments = {str(k): v for k, v in spec.items() if k != "_target_" and not (isinstance(v, str) and v == MISSING)}
     known = _parameters(function)
     if known is None:  # some classes written in C do not say
         return function, arguments

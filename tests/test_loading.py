@@ -376,3 +376,8 @@ def test_nested_targets_and_names_of_trees() -> None:
     assert isinstance(loading.build("drafter", {**drafter, "tree": "static"}).policy, StaticTree)
     with pytest.raises(ValueError, match=r"unknown tree 'chan'. Did you mean 'chain'"):
         loading.build("drafter", {**drafter, "tree": "chan"})
+
+
+def test_what_a_yaml_leaves_open_has_to_be_given() -> None:
+    with pytest.raises(ValueError, match=r"Hydra\) needs the setting 'head'; add it to the yaml or the call"):
+        loading.build("drafter", "hydra")
