@@ -9,7 +9,7 @@ from typing import Any
 from specdec import loading
 from specdec.attention import choose_backend
 from specdec.experiments.methods import Method, Spec, make_methods
-from specdec.experiments.validation import check_keys, check_models, refuse_missing
+from specdec.experiments.validation import check_counts, check_keys, check_models, refuse_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,7 @@ class Measure:
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 2), ("repeats", 1), ("batch", 1), ("warmup_tokens", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"measure.{name} is {value!r}; expected a whole number of at least {least}")
+            check_counts({f"measure.{name}": getattr(self, name)}, least)
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ValueError(f"measure.threads is {self.threads!r}; expected a whole number of at least 1, or null")
         if type(self.steps) is not bool:
@@ -69,8 +67,8 @@ class RunConfig:
         for kind in ("target", "data", "tracker"):
             if kind not in raw:
                 raise ValueError(f"no {kind} was chosen; expected {kind}=one of: {', '.join(loading.names(kind))}")
-            loading.check(raw[kind], allowed, kind)
             refuse_missing(raw[kind], kind)
+            loading.check(raw[kind], allowed, kind)
         check_models({"target": raw["target"]})
         measure = raw.get("measure") or {}
         check_keys(measure, {f.name for f in fields(Measure)}, "setting of measure")

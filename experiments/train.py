@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from specdec.experiments.training.heads.command import train_head
 from specdec.experiments.training.heads.config import HeadTrainingConfig, check_settings
 from specdec.experiments.training.model_card import write_datastore_card, write_model_card
 from specdec.experiments.training.pretrain import PretrainConfig, Stage, pretrain, write_history
-from specdec.experiments.validation import check_keys, refuse_missing
+from specdec.experiments.validation import check_counts, check_keys, refuse_missing
 
 FREE = {"output", "steps", "evaluate_every", "checkpoint_every", "threads", "title"}  # may differ when a run goes on
 
@@ -64,7 +64,7 @@ def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) ->
         result = pretrain(config, progress)
     tracker.finish({"bits_per_byte": result.bits_per_byte})
     write_history(output / "history.jsonl", result.history)
-    sources = [{f.name: getattr(s, f.name) for f in fields(s)} for s in result.sources]
+    sources = [asdict(source) for source in result.sources]
     about = provenance.collect(provenance.command_line(), dict(raw), {"sources": sources})
     provenance.write(output / "provenance.json", about)
     write_model_card(output, config.title or str(raw["name"]), raw["training"], result, command, torch.__version__)
@@ -81,7 +81,7 @@ def _build_datastore(
     console.print("Reading the corpus", highlight=False)
     with Bar(console, 1, "Tokenising") as bar:
         result = datastore.build(config, lambda done, total: bar.advance(done=done, total=total))
-    sources = [{f.name: getattr(s, f.name) for f in fields(s)} for s in result.sources]
+    sources = [asdict(source) for source in result.sources]
     about = provenance.collect(provenance.command_line(), dict(raw), {"sources": sources})
     provenance.write(result.file.with_name("provenance.json"), about)
     write_datastore_card(result.file.parent, str(raw["name"]), result, shlex.join(["specdec", "train", *overrides]))
@@ -123,10 +123,8 @@ def parse(raw: Mapping[str, Any]) -> PretrainConfig | DatastoreConfig | HeadTrai
             "expected PretrainConfig, DatastoreConfig or HeadTrainingConfig"
         )
     check_keys(config.model, set(LlamaConfig().to_dict()), "setting of training.model")
-    for name in ("steps", "tokens_per_step", "evaluate_every", "checkpoint_every", "vocab_size", "warmup_steps"):
-        value = getattr(config, name)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"training.{name} is {value!r}; expected a whole number of at least 1")
+    counts = ("steps", "tokens_per_step", "evaluate_every", "checkpoint_every", "vocab_size", "warmup_steps")
+    check_counts({f"training.{name}": getattr(config, name) for name in counts})
     if not config.packages:
         raise ValueError("training.packages is empty; expected `stdlib` or names of installed distributions")
     for stage in config.stages:

@@ -23,13 +23,24 @@ def check_keys(given: object, known: set[str], what: str) -> None:
             raise loading.unknown(what, str(key), known)
 
 
+def check_counts(values: Mapping[str, object], least: int = 1) -> None:
+    """Refuse what is no whole number, or too small a one. `values` by the settings' full names.
+
+    Raises:
+        ValueError: the first one that is.
+    """
+    for name, value in values.items():
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
 def refuse_missing(spec: object, where: str) -> None:
-    """Refuse `???`, which a yaml writes where the user has to say something.
+    """Refuse `loading.MISSING`, which a yaml writes where the user has to say something.
 
     Raises:
         ValueError: there is one; the message says where.
     """
-    if spec == "???":
+    if spec == loading.MISSING:
         raise ValueError(f"{where} has no value; give one, as in {where}=...")
     for key, value in spec.items() if isinstance(spec, Mapping) else ():
         refuse_missing(value, f"{where}.{key}")

@@ -110,8 +110,8 @@ class SpeculativeDecoder:
         inspect.signature(SpeculativeDecoder).bind(None, None, **settings)  # before the weights are loaded
         for kind in ("drafter", "tree", "acceptance"):
             spec = settings.get(kind)
-            if kind == "drafter" and isinstance(spec, str) and (Path(spec) / "config.json").is_file():
-                loading.check_folder(Path(spec))  # of a draft model
+            if kind == "drafter" and loading.is_model_folder(spec):
+                loading.check_folder(Path(spec))
             else:
                 loading.check_spec(kind, spec, settings.get("allow_targets", ()))
         tokenizer = loading.load_tokenizer(name, trust_remote_code)

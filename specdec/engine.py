@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -118,7 +117,7 @@ def make_drafter(drafter: object, tree: object = None, allow_targets: Collection
     Raises:
         ValueError: unknown, or it takes no tree.
     """
-    if isinstance(drafter, str | Path) and (Path(drafter) / "config.json").is_file():
+    if loading.is_model_folder(drafter):
         drafter = loading.load_model(str(drafter))
     if isinstance(drafter, PreTrainedModel):
         drafter = {"_target_": "specdec.drafters.draft_model.DraftModel", "model": drafter}

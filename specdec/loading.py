@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import yaml
@@ -190,6 +190,11 @@ def _plugin_packages() -> tuple[str, ...]:
     return tuple(sorted({entry.value.split(":")[0].split(".")[0] for entry in metadata.entry_points(group=PLUGINS)}))
 
 
+def is_model_folder(spec: object) -> TypeGuard[str | Path]:
+    """Whether what was given for a drafter is the folder of a model, which then writes the draft."""
+    return isinstance(spec, str | Path) and (Path(spec) / "config.json").is_file()
+
+
 def model_path(name: str | Path) -> str:
     """Where a model is: a zoo name's folder, a folder, or a hub id as it stands.
 
@@ -214,8 +219,8 @@ def find_folder(what: str, name: str | Path) -> Path | None:
         ValueError: it is none of these.
     """
     name, folder = str(name), Path(name).expanduser()
-    if name in _zoo("model") + _zoo("head"):  # of the other kind, perhaps: whoever reads it says so
-        return ZOO / name
+    if Path(name).name == name and (ZOO / name / "config.json").is_file():
+        return ZOO / name  # of the other kind, perhaps: whoever reads it says so
     if name and folder.is_dir():
         return folder
     zoo = _zoo(what)

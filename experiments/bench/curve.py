@@ -137,7 +137,7 @@ def measure_curve(settings: Settings) -> Json:
 
 def drafter_spec(name: str) -> Json:
     """The yaml of that name; for a model's folder that of `draft_model` with this model."""
-    if not (Path(name) / "config.json").is_file():
+    if not loading.is_model_folder(name):
         return loading.read_yaml("drafter", name)
     spec = loading.read_yaml("drafter", "draft_model")
     return spec | {"model": spec["model"] | {"name": name}}

@@ -37,7 +37,7 @@ def write_card(
     assert config.head is not None
     settings = [f"{key} {value}" for key, value in config.head.items() if key != "_target_"]
     drafter, target = raw["drafter"]["_target_"].split(".")[-2], raw["target"]["name"]
-    written = int((data.train.lengths - data.train.prompt_lengths).sum())
+    written = len(data.train.written())
     depth = len(result.held_out.steps) - 1
     rows = [f"| {step} | {loss:.4f} | {accepted:.4f} |" for step, loss, accepted in result.history]
     loop = "" if decoded is None else f"| held-out text, decoded with the yaml's tree | {decoded:.4f} tokens a step |\n"

@@ -118,7 +118,7 @@ def _make_data(
             accelerator.num_processes,
             accelerator.wait_for_everyone,
         )
-    written = int((data.train.lengths - data.train.prompt_lengths).sum())
+    written = len(data.train.written())
     console.print(f"{len(data.train):,} sequences, {written:,} tokens of the target's own: {config.data.cache}")
     return data
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from specdec import loading
 from specdec.experiments.training.heads.losses import LOSSES
+from specdec.experiments.validation import check_counts
 
 COUNTS = ("steps", "batch", "accumulate", "length", "anchors", "warmup_steps", "evaluate_every", "checkpoint_every")
 DATA_COUNTS = ("sequences", "held_out", "prompt_tokens", "new_tokens", "slots", "shard")
@@ -108,9 +109,7 @@ def check_settings(config: HeadTrainingConfig) -> HeadTrainingConfig:
     data = config.data
     counts = {f"training.{name}": getattr(config, name) for name in COUNTS}
     counts |= {f"data.{name}": getattr(data, name) for name in DATA_COUNTS}
-    for name, value in counts.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+    check_counts(counts)
     for name, most in (("learning_rate", float("inf")), ("depth_decay", float("inf")), ("decay_share", 1.0)):
         value = getattr(config, name)
         if not isinstance(value, int | float) or not 0 < value <= most:
