@@ -24,7 +24,7 @@ from specdec.drafters.draft_model import fit_vocabulary
 from specdec.heads import bound
 from specdec.packing import pack_nodes
 from specdec.sampling import DraftNoise
-from specdec.target import ROOM_STEP, Target
+from specdec.target import Target
 from specdec.tree.best_first import BestFirst
 from specdec.tree.grow import Frontier, check_width, grow
 from specdec.tree.shallow import first_levels
@@ -102,8 +102,6 @@ class Block:
         shape = LayerShape(head.decoder.num_key_value_heads, head.decoder.head_dim, head.decoder.head_dim, head.dtype)
         rows = head.rows_for(self.policy.depth)
         room = max_length + 2 * self.needs.max_nodes + rows
-        if device.type != "cpu":
-            room = -(-room // ROOM_STEP) * ROOM_STEP
         cache = TreeCache([shape] * len(head.layers), capacity, room, device)
         before = torch.zeros(capacity, head.hidden_size, dtype=head.dtype, device=device)
         block = TokenTree.chain(torch.zeros(capacity, rows, dtype=torch.int64, device=device))

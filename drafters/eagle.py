@@ -26,7 +26,7 @@ from specdec.heads import bound
 from specdec.kernels.tree_attention import Backend
 from specdec.packing import Rows, pack_chains, pack_nodes
 from specdec.sampling import DraftNoise
-from specdec.target import PREFILL_ROWS, ROOM_STEP, Target
+from specdec.target import PREFILL_ROWS, Target
 from specdec.tree.best_first import BestFirst
 from specdec.tree.grow import Frontier, check_width, count_expanded, grow
 from specdec.tree.levels import Levels
@@ -108,8 +108,6 @@ class Eagle:
         """A cache with room for every node that growing a tree can run, behind what waits."""
         layer, width, dtype = self.head.decoder, self.policy.depth + 1, self.head.dtype
         room = max_length + width + self._expanded
-        if device.type != "cpu":  # kernels are compiled for a number of places
-            room = -(-room // ROOM_STEP) * ROOM_STEP
         shape = LayerShape(layer.num_key_value_heads, layer.head_dim, layer.head_dim, dtype)
         return State(
             TreeCache([shape], capacity, room, device),

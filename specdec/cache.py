@@ -16,6 +16,7 @@ from torch import Tensor
 from specdec.kernels.kv_commit import kv_commit
 from specdec.kernels.kv_write import kv_write
 
+ROOM_STEP = 256  # places of a slot on a GPU are a multiple of this: kernels are compiled for a number of places
 MAX_SPANS = 4  # up to here a copy per sequence costs less than one indexed write (measured on a CPU)
 
 
@@ -30,16 +31,18 @@ class LayerShape:
 
 
 class TreeCache:
-    """KV arena for `capacity` slots of `room` places each (committed tokens and scratch together).
+    """KV arena for `capacity` slots of at least `room` places each (committed tokens and scratch together).
 
     Attributes:
+        room: places of a slot.
         lengths: `[B]` int32, committed tokens of every slot. `commit`, `append`, `rewind` and `release` change them,
             and Target when it opens and prefills.
         keys, values: per layer `[B, heads, room, head size]`, zero at first (kernels read whole tiles).
     """
 
     def __init__(self, layers: Sequence[LayerShape], capacity: int, room: int, device: torch.device):
-        self.capacity, self.room, self.device = capacity, room, device
+        self.capacity, self.device = capacity, device
+        self.room = room if device.type == "cpu" else -(-room // ROOM_STEP) * ROOM_STEP
         self.lengths = torch.zeros(capacity, dtype=torch.int32, device=device)
         self.block_table = torch.arange(capacity, dtype=torch.int32, device=device)[:, None]  # [B, 1]
         shapes = list(layers)

@@ -24,7 +24,6 @@ from specdec.tree.riders import rider_rows
 from specdec.tree.token_tree import TokenTree
 
 PREFILL_ROWS = 2048  # rows of one prefill forward: bounds the memory a long prompt takes
-ROOM_STEP = 256  # places of a slot on a GPU are a multiple of this
 
 
 class Target:
@@ -81,8 +80,6 @@ class Target:
         # A tree may start on the last place, and where the host reads late, one behind its last node: what is too long
         # is cut when it is read.
         room = max_length + 2 * max_nodes
-        if self.device.type != "cpu":  # kernels are compiled for a number of places
-            room = -(-room // ROOM_STEP) * ROOM_STEP
         if self.cache.capacity == capacity and self.cache.room >= room:
             self.cache.lengths.zero_()
         else:
