@@ -115,8 +115,7 @@ class Block:
         which = torch.tensor(slots, device=device)
         counts = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int32, device=device)
         state.cache.lengths[which] = 0
-        hidden = [prefill.hidden[layer] for layer in self.head.hidden_layers]
-        self._append(state, which, torch.cat(hidden, -1), counts)
+        self._append(state, which, self.head.fuse(prefill.hidden), counts)
 
     @torch.inference_mode()
     def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
@@ -124,23 +123,21 @@ class Block:
         path, counts = verdict.path, verdict.num_accepted
         if path.device.type == "cpu":
             path = path[:, : int(counts.max())]
-        rows = path.clamp_min(0)[..., None].expand(-1, -1, self.hidden_size)  # [B, D, H]
-        hidden = [output.hidden[layer].gather(1, rows) for layer in self.head.hidden_layers]
-        self._append(state, torch.arange(len(path), device=path.device), torch.cat(hidden, -1), counts)
+        fused = self.head.fuse(output.hidden_at(path, self.head.hidden_layers))  # [B, D, H]
+        self._append(state, torch.arange(len(path), device=path.device), fused, counts)
 
-    def _append(self, state: State, slots: Tensor, features: Tensor, counts: Tensor) -> None:
-        """The first `counts` `[b]` rows of `features` `[b, D, layers * H]` follow the texts in `slots` `[b]`.
+    def _append(self, state: State, slots: Tensor, fused: Tensor, counts: Tensor) -> None:
+        """The first `counts` `[b]` rows of `fused` `[b, D, H]` follow the texts in `slots` `[b]`.
 
         The others are written behind them, where nobody reads. So is what is far behind the end of a text, which the
         host may see late.
         """
-        width = features.shape[1]
+        width = fused.shape[1]
         if width == 0:
             return
         cache, head = state.cache, self.head
         positions = cache.lengths[slots][:, None] + torch.arange(width, device=slots.device)  # [b, D]
         positions = positions.clamp_max(cache.room - 1)
-        fused = head.fuse(features)  # [b, D, H]
         view = CacheView(cache, Places(slots.repeat_interleave(width), positions.flatten()))
         for layer, (key, value) in enumerate(head.context(fused.flatten(0, 1)[None], positions.flatten()[None])):
             view.update(key, value, layer)

@@ -153,8 +153,9 @@ class BlockHead(nn.Module):
         """Rows of a block that drafts `depth` tokens: fewer than all only where no row sees later ones."""
         return self.config.rows - (self.depth - depth if self.config.causal else 0)
 
-    def fuse(self, features: Tensor) -> Tensor:
-        """Hidden states `[..., layers * H]` of the target, as one row `[..., H]`."""
+    def fuse(self, hidden: Mapping[int, Tensor]) -> Tensor:
+        """What the target's layers put out, `[..., H]` each, as one row `[..., H]`."""
+        features = torch.cat([hidden[layer] for layer in self.hidden_layers], -1)  # [..., layers * H]
         fused: Tensor = self.hidden_norm(self.fc(features.to(self.dtype)))
         return fused
 
@@ -215,7 +216,7 @@ class BlockHead(nn.Module):
         """See TrainableHead. All anchors' blocks go through one attention over `L + A * rows` places."""
         batch, length = tokens.shape
         rows, device = self.config.rows, tokens.device
-        fused = self.fuse(torch.cat([hidden[layer] for layer in self.hidden_layers], -1))  # [B, L, H]
+        fused = self.fuse(hidden)  # [B, L, H]
         places = torch.arange(length, device=device)
         text = _Text(self.context(fused, places.expand(batch, -1)))
         before = fused.gather(1, (anchors - 1)[..., None].expand(-1, -1, fused.shape[-1]))  # [B, A, H]

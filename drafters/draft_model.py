@@ -152,8 +152,7 @@ class DraftModel:
         places = torch.where(path >= 0, state.expanded.gather(1, path.clamp_min(0)), -1)
         run = (places >= 0).sum(-1, dtype=torch.int32)  # [B]
         state.model.cache.commit(places, run)
-        deepest = path.gather(1, (count - 1).clamp_min(0).long()[:, None]).clamp_min(0)  # [B, 1]
-        leaf = tree.tokens.to(path.device).gather(1, deepest)
+        leaf = tree.tokens.gather(1, verdict.last).to(path.device)  # [B, 1]
         state.unread.copy_(torch.where(count > run, leaf[:, 0], -1))
 
 

@@ -177,9 +177,8 @@ class Eagle:
         """
         width = state.tokens.shape[1]
         most = min(verdict.path.shape[1], tree.most_depth + 1)
-        path = verdict.path[:, :most].clamp_min(0)[..., None]  # [B, D, 1]
-        hidden = {layer: x.gather(1, path.expand(-1, -1, x.shape[-1])) for layer, x in output.hidden.items()}
-        features = self.head.fuse(hidden)  # [B, D, E]
+        path = verdict.path[:, :most]
+        features = self.head.fuse(output.hidden_at(path, self.head.hidden_layers))  # [B, D, E]
         over = max(state.waiting + most - width, 0)
         wide = pad(state.tokens, (0, over)), pad(state.features, (0, 0, 0, over))  # [B, D + 1 + over, ...]
         behind = state.counts.long()[:, None] + torch.arange(most, device=path.device)  # [B, D]

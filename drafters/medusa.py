@@ -93,6 +93,4 @@ class Medusa:
 
     def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
         """Keep the hidden state of the last accepted node."""
-        last = verdict.path.gather(1, (verdict.num_accepted.long() - 1).clamp_min(0)[:, None]).clamp_min(0)  # [B, 1]
-        rows = last[..., None].expand(-1, -1, self.hidden_size)
-        state.hidden.copy_(output.hidden[-1].gather(1, rows)[:, 0])
+        state.hidden.copy_(output.hidden_at(verdict.last, [-1])[-1][:, 0])

@@ -7,7 +7,7 @@ B is the number of slots: a sequence in every slot, or none (a tree of size 0).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -35,6 +35,11 @@ class Verdict:
     num_accepted: Tensor
     next_token: Tensor
 
+    @property
+    def last(self) -> Tensor:
+        """`[B, 1]` int64: the node that the path ends with; 0 for an empty slot."""
+        return self.path.gather(1, (self.num_accepted.long() - 1).clamp_min(0)[:, None]).clamp_min(0)
+
     def emitted(self, tree: TokenTree) -> Tensor:
         """`[B, D]` int64: the step's new tokens in text order; entries from `num_accepted` on mean nothing."""
         following = torch.cat([self.path[:, 1:], self.path.new_full((len(self.path), 1), -1)], 1)  # [B, D]
@@ -60,6 +65,12 @@ class TargetOutput:
     logits: Tensor
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     riders: Tensor | None = None
+
+    def hidden_at(self, nodes: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
+        """The hidden states `[B, D, H]` of some `nodes` `[B, D]` int64, by layer; the root's for -1."""
+        rows = nodes.clamp_min(0)[..., None]  # [B, D, 1]
+        chosen = {layer: self.hidden[layer] for layer in layers}
+        return {layer: x.gather(1, rows.expand(-1, -1, x.shape[-1])) for layer, x in chosen.items()}
 
 
 @dataclass(frozen=True, slots=True)

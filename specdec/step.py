@@ -119,7 +119,7 @@ def record(tree: TokenTree, verdict: Verdict, emitted: Tensor, logits: Tensor, a
     Per slot: tokens emitted, tree size, riders, tree height, whether the node at which the walk stopped had children,
     whether its logits are NaN, whether the tree begins with another token than the text's last, and the tokens.
     """
-    last = verdict.path.gather(1, (verdict.num_accepted.long() - 1).clamp_min(0)[:, None]).clamp_min(0)  # [B, 1]
+    last = verdict.last  # [B, 1]
     offered = (tree.parents == last).any(-1)
     height = tree.depths.amax(-1)
     damaged = logits[torch.arange(len(last), device=last.device), last[:, 0]].isnan().any(-1)

@@ -71,5 +71,4 @@ class SimpleChains:
         return TokenTree.chain(torch.cat([roots[:, None], drafted], 1))
 
     def observe(self, state, tree, verdict, output) -> None:
-        last = verdict.path.gather(1, (verdict.num_accepted.long() - 1).clamp_min(0)[:, None]).clamp_min(0)  # [B, 1]
-        state.hidden.copy_(output.hidden[-1].gather(1, last[..., None].expand(-1, -1, self.head.hidden_size))[:, 0])
+        state.hidden.copy_(output.hidden_at(verdict.last, [-1])[-1][:, 0])
