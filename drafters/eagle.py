@@ -24,9 +24,9 @@ from specdec.drafters.draft_model import fit_vocabulary
 from specdec.drafters.eagle_head import EagleHead
 from specdec.heads import bound
 from specdec.kernels.tree_attention import Backend
-from specdec.packing import Rows, pack_chains, pack_nodes
+from specdec.packing import Rows, pack_nodes, prefill_pieces
 from specdec.sampling import DraftNoise
-from specdec.target import PREFILL_ROWS, Target
+from specdec.target import Target
 from specdec.tree.best_first import BestFirst
 from specdec.tree.grow import Frontier, check_width, count_expanded, grow
 from specdec.tree.levels import Levels
@@ -121,18 +121,13 @@ class Eagle:
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
         """Run the prompts' pairs. The root's waits: its feature is that of the prompt's last token."""
         features = self.head.fuse(prefill.hidden)  # [b, L, E]
-        device, step = state.cache.device, max(1, PREFILL_ROWS // len(slots))
         for slot in slots:
             state.cache.release(slot)
-        for low in range(1, max(map(len, prompts)), step):  # the first token has no pair
-            live = sorted((i for i, prompt in enumerate(prompts) if len(prompt) > low), key=lambda i: slots[i])
-            pieces, where = [prompts[i][low : low + step] for i in live], [slots[i] for i in live]
-            counts = [len(piece) for piece in pieces]
-            rows = pack_chains(state.cache, where, counts, self._backend(state))
-            tokens = torch.tensor([token for piece in pieces for token in piece], device=device)  # [R]
-            before = [features[i, low - 1 : low - 1 + n] for i, n in zip(live, counts, strict=True)]
-            self._run_rows(state, rows, tokens, torch.cat(before))
-            state.cache.append(torch.tensor(where, device=device), torch.tensor(counts, device=device))
+        # the first token has no pair
+        for piece in prefill_pieces(state.cache, slots, prompts, self._backend(state), first=1):
+            ends = [piece.first - 1 + count for count in piece.counts]
+            before = [features[i, piece.first - 1 : end] for i, end in zip(piece.prompts, ends, strict=True)]
+            self._run_rows(state, piece.rows, piece.tokens, torch.cat(before))
         for i, slot in enumerate(slots):
             state.features[slot, 0] = features[i, len(prompts[i]) - 1]
             state.counts[slot] = 1

@@ -6,7 +6,7 @@ see. Rows of prompts are chains that are committed as they come; rows of trees a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from specdec.attention import Visibility
 from specdec.cache import MAX_SPANS, Places, TreeCache
 from specdec.kernels.tree_attention import Backend
+
+PREFILL_ROWS = 2048  # rows of one prefill forward: bounds the memory a long prompt takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,41 @@ def pack_chains(arena: TreeCache, slots: Sequence[int], counts: Sequence[int], b
     starts = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
     visible = Visibility(arena.block_table, starts, arena.lengths, sizes, None, backend)
     return Rows(positions, Places(slot_of_row, positions), visible, (1, len(positions)))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one forward pass reads of some prompts.
+
+    Attributes:
+        prompts: which ones, by their numbers, in the order of their slots.
+        first: place in its prompt of every prompt's first token here.
+        counts: tokens of each here.
+        tokens: `[R]` int64, one prompt's after the other's.
+        rows: where they go.
+    """
+
+    prompts: list[int]
+    first: int
+    counts: list[int]
+    tokens: Tensor
+    rows: Rows
+
+
+def prefill_pieces(
+    arena: TreeCache, slots: Sequence[int], prompts: Sequence[Sequence[int]], backend: Backend, first: int = 0
+) -> Iterator[Piece]:
+    """Prompts behind the committed texts of `slots`, from place `first` on, in pieces of about PREFILL_ROWS rows at
+    most. A piece is committed when the next one is asked for.
+    """
+    step = max(1, PREFILL_ROWS // len(prompts))
+    for low in range(first, max(map(len, prompts)), step):
+        live = sorted((i for i, prompt in enumerate(prompts) if len(prompt) > low), key=lambda i: slots[i])
+        where, parts = [slots[i] for i in live], [prompts[i][low : low + step] for i in live]
+        counts = [len(part) for part in parts]
+        tokens = torch.tensor([token for part in parts for token in part], device=arena.device)
+        yield Piece(live, low, counts, tokens, pack_chains(arena, where, counts, backend))
+        arena.append(torch.tensor(where, device=arena.device), torch.tensor(counts, device=arena.device))
 
 
 def _spans(arena: TreeCache, counts: list[int], first: int) -> list[tuple[int, int, int, int]]:

@@ -19,11 +19,9 @@ from specdec.attention import attention_configs, choose_backend, evaluating, plu
 from specdec.cache import CacheView, TreeCache
 from specdec.compiled import CompiledForward, buckets, warm
 from specdec.core import Drafter, TargetOutput, Verdict
-from specdec.packing import Rows, pack_chains, pack_nodes
+from specdec.packing import Rows, pack_nodes, prefill_pieces
 from specdec.tree.riders import rider_rows
 from specdec.tree.token_tree import TokenTree
-
-PREFILL_ROWS = 2048  # rows of one prefill forward: bounds the memory a long prompt takes
 
 
 class Target:
@@ -107,31 +105,19 @@ class Target:
         """
         logits: list[Tensor | None] = [None] * len(slots)
         hidden: dict[int, list[list[Tensor]]] = {layer: [[] for _ in slots] for layer in self.hidden_layers}
-        for low, high in _chunks(prompts):
-            live = sorted((i for i, p in enumerate(prompts) if len(p) > low), key=lambda i: slots[i])
-            pieces = [list(prompts[i][low:high]) for i in live]
-            output = self._chains([slots[i] for i in live], pieces)
-            first = 0
-            for row, (i, piece) in enumerate(zip(live, pieces, strict=True)):
-                logits[i] = output.logits[0, row]
-                for layer in self.hidden_layers:
-                    hidden[layer][i].append(output.hidden[layer][0, first : first + len(piece)])
-                first += len(piece)
+        for piece in prefill_pieces(self.cache, slots, prompts, self.backend):
+            ends = torch.tensor(piece.counts, device=self.device).cumsum(0) - 1  # [b]
+            output = self._forward(piece.tokens, piece.rows, keep=ends)
+            for i, last in zip(piece.prompts, output.logits[0], strict=True):
+                logits[i] = last
+            for layer in self.hidden_layers:
+                for i, own in zip(piece.prompts, output.hidden[layer][0].split(piece.counts), strict=True):
+                    hidden[layer][i].append(own)
         padded = {
             layer: torch.nn.utils.rnn.pad_sequence([torch.cat(rows) for rows in per_prompt], batch_first=True)
             for layer, per_prompt in hidden.items()
         }
         return TargetOutput(torch.stack([x for x in logits if x is not None])[:, None], padded)
-
-    def _chains(self, slots: list[int], tokens: list[list[int]]) -> TargetOutput:
-        """Append `tokens` to the committed text of `slots`; logits `[1, b, V]` of last rows only."""
-        counts = [len(piece) for piece in tokens]
-        rows = pack_chains(self.cache, slots, counts, self.backend)
-        on_device = torch.tensor(counts, device=self.device)  # [b]
-        packed = torch.tensor([t for piece in tokens for t in piece], device=self.device)  # [R]
-        output = self._forward(packed, rows, keep=on_device.cumsum(0) - 1)
-        self.cache.append(torch.tensor(slots, device=self.device), on_device)
-        return output
 
     @torch.inference_mode()
     def verify(self, tree: TokenTree) -> TargetOutput:
@@ -224,10 +210,3 @@ def attach(drafter: Drafter, target: Target) -> Drafter:
     """The drafter as it works with that target: see Drafter."""
     made: Drafter = drafter.attach(target) if hasattr(drafter, "attach") else drafter
     return made
-
-
-def _chunks(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Ranges of token positions, so that one forward over all prompts has about PREFILL_ROWS rows at most."""
-    longest = max(len(p) for p in prompts)
-    step = max(1, PREFILL_ROWS // len(prompts))
-    return [(low, min(low + step, longest)) for low in range(0, longest, step)]

@@ -200,7 +200,7 @@ def test_prefill_in_pieces_is_prefill_in_one(architecture: str, monkeypatch: pyt
         ).sequences[:, ids.shape[1] :]
 
     whole = run()
-    monkeypatch.setattr(target, "PREFILL_ROWS", 12)  # three tokens of each of the four prompts at a time
+    monkeypatch.setattr("specdec.packing.PREFILL_ROWS", 12)  # three tokens of each of the four prompts at a time
     for prompt, ours, theirs in zip(prompts, run().tolist(), whole.tolist(), strict=True):
         assert_same(model, prompt, ours, theirs)
 
@@ -215,7 +215,7 @@ def test_hidden_states_of_a_prefill_in_pieces(monkeypatch: pytest.MonkeyPatch) -
         return verifier.prefill([2, 0, 3], prompts)
 
     whole = run()
-    monkeypatch.setattr(target, "PREFILL_ROWS", 6)
+    monkeypatch.setattr("specdec.packing.PREFILL_ROWS", 6)
     pieces = run()
     torch.testing.assert_close(pieces.logits, whole.logits)
     with torch.inference_mode():

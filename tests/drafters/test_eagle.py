@@ -151,6 +151,16 @@ def test_it_drafts_what_it_predicts(model: PreTrainedModel, name: str, lengths: 
         driven.move((number + torch.arange(capacity)) % (K + 1))
 
 
+@torch.inference_mode()
+def test_prompts_are_read_in_pieces(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("specdec.packing.PREFILL_ROWS", 6)  # two tokens of each of the three prompts at a time
+    driven = Driven(model, head_of(model), 4)
+    driven.enter([3, 0, 1], [8, 1, 5])
+    driven.move(torch.tensor([1, 0, 2, 3]))
+    driven.move(torch.tensor([0, 0, 0, 0]))
+
+
 @pytest.mark.parametrize("accepted", [2, 3, 7, 8])
 @torch.inference_mode()
 def test_another_tree_is_accepted_further_down(model: PreTrainedModel, accepted: int) -> None:
