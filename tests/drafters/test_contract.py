@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import PreTrainedModel
 
 from specdec import loading
 from specdec.core import Drafter
 from specdec.sampling import SamplingParams
 from specdec.target import Target, attach
+from specdec.tree.static import StaticTree
 from specdec.tree.token_tree import TokenTree
 
 from ..fakes import Harness, check_shape, write_datastore
@@ -54,14 +56,20 @@ def corpus() -> Path:
     return write_datastore(Path(tempfile.mkdtemp()) / "datastore.bin", texts, VOCAB + 10)
 
 
+def build_drafter(name: str, model: PreTrainedModel, **settings: Any) -> Drafter:
+    """As the yaml says, but for this draft model, a tiny corpus, tokenizers of letters, and random heads for targets
+    like that model; attached to none yet."""
+    tokenizer = byte_tokenizer()
+    tiny = {"path": corpus(), "exit_layer": 1, "skip": None, "tokenizer": tokenizer, "draft_tokenizer": tokenizer}
+    made: Drafter = loading.build("drafter", make_spec(name, {**tiny, "model": model, **settings}))
+    return made
+
+
 def make_drafter(name: str, **settings: Any) -> Drafter:
-    """As the yaml says, but for a tiny draft model in float64, where batching changes no token, a tiny corpus,
-    tokenizers of letters, and random heads on the tiny model."""
-    settings["model"] = make_model(vocab_size=VOCAB, dtype=torch.float64)
-    settings["path"], settings["exit_layer"], settings["skip"] = corpus(), 1, None
-    settings["tokenizer"] = settings["draft_tokenizer"] = byte_tokenizer()
-    made: Drafter = loading.build("drafter", make_spec(name, settings))
-    return attach(made, Target(settings["model"], hidden_layers=made.needs.hidden_layers))
+    """With a tiny draft model in float64, where batching changes no token, which is the target, too."""
+    model = make_model(vocab_size=VOCAB, dtype=torch.float64)
+    made = build_drafter(name, model, **settings)
+    return attach(made, Target(model, hidden_layers=made.needs.hidden_layers))
 
 
 @pytest.fixture(params=NAMES)
@@ -98,8 +106,8 @@ def check_tree(tree: TokenTree, harness: Harness, roots: torch.Tensor) -> None:
             if len(children):
                 row = tree.draft_probs[b, j]
                 assert float(row.sum()) == pytest.approx(1, abs=1e-5)
-                assert len(tree.tokens[b, children].unique()) == len(children)
-                assert (row[tree.tokens[b, children[0]]] > 0).all()
+                assert tree.replacement or len(tree.tokens[b, children].unique()) == len(children)
+                assert (row[tree.tokens[b, children if tree.replacement else children[:1]]] > 0).all()
 
 
 def test_trees_are_valid(drafter: Drafter, mode: tuple[SamplingParams, bool]) -> None:
@@ -113,6 +121,27 @@ def test_trees_are_valid(drafter: Drafter, mode: tuple[SamplingParams, bool]) ->
             harness.enter([slot], [prompt]) if what == "enter" else harness.leave(slot)
         roots = harness.roots.clone()
         check_tree(harness.step(), harness, roots)
+
+
+REPLACED = StaticTree([[0], [1], [2], [0, 0], [0, 1], [1, 0]], replacement=True)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "tree" in loading.read_yaml("drafter", name)])
+def test_siblings_drawn_with_replacement(name: str) -> None:
+    """Equal siblings do no harm to a drafter's state, and are drawn under a rule that asks for probabilities alone."""
+    equal = 0
+    for shared in (False, True):
+        sampling = SamplingParams(temperature=0.9, top_k=2, seed=3)
+        harness = Harness(make_drafter(name, tree=REPLACED), 3, VOCAB, sampling, shared)
+        harness.enter([0, 2], [PROMPTS[0], PROMPTS[2]])
+        for _ in range(6):
+            roots = harness.roots.clone()
+            tree = harness.step()
+            check_tree(tree, harness, roots)
+            assert tree.replacement == (tree.draft_probs is not None)
+            if tree.replacement:
+                equal += sum(len(set(tree.tokens[b, 1:4].tolist())) < 3 for b in (0, 2))  # three children of two tokens
+    assert equal == 12 * (name not in ("recycling", "synthetic", "universal")), "these three draw nothing"
 
 
 def trace(harness: Harness, slot: int, steps: int) -> list[tuple[list[int], list[list[int]]]]:
