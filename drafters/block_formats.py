@@ -15,12 +15,9 @@ from typing import Any
 from torch import Tensor
 from transformers import Qwen3Config
 
-DECODER = (  # settings of the layers
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "hidden_act", "rms_norm_eps", "max_position_embeddings", "rope_parameters", "attention_bias"),
-)
-ROPE = ("rope_theta", "rope_scaling")  # as config.json had them before transformers 5
-LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+from specdec.drafters.layer_settings import SETTINGS, layer_settings
+
+DECODER = ("num_hidden_layers", *SETTINGS)  # of the layers
 DFLASH = {"block_size", "causal_head", "mask_token_id", "target_layer_ids"}  # all of dflash_config that we know
 IGNORED = ("t2d", "d2t", "embed_tokens.", "lm_head.", "verifier_norm.", "verifier_lm_head.")  # the target's own
 
@@ -65,12 +62,6 @@ class BlockConfig:
     def rows(self) -> int:
         """Of a block, the root's included."""
         return self.depth if self.from_root else self.depth + 1
-
-
-def decoder_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `given` that are the layers', and transformers' defaults for what is not given."""
-    full = Qwen3Config(**{key: given[key] for key in (*DECODER, *ROPE) if given.get(key) is not None}).to_dict()
-    return {key: full[key] for key in DECODER}
 
 
 def read_foreign(
@@ -188,8 +179,6 @@ def _config(
         raise ValueError(f"{name} has sliding-window layers, whose windows would cut the block; it cannot be run here")
     if "hidden_size" not in layers or "vocab_size" not in layers:
         raise ValueError(f"the config.json of {name} lacks hidden_size or vocab_size; copy it again")
-    decoder = decoder_settings(layers)
-    if (kind := decoder["rope_parameters"]["rope_type"]) in LENGTH_DEPENDENT_ROPE:
-        raise ValueError(f"{name} uses {kind} rotary scaling, which depends on the longest text of a batch")
+    decoder = layer_settings(Qwen3Config, DECODER, layers, name)
     depth = block_size if from_root else block_size - 1
     return BlockConfig(layers["vocab_size"], depth, hidden_layers, decoder, causal, from_root, False, 0, mask_token)

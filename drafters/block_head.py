@@ -21,8 +21,9 @@ from transformers import PreTrainedModel, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding, rotate_half
 
 from specdec.attention import plugged_in
-from specdec.drafters.block_formats import BlockConfig, decoder_settings, read_foreign, write_foreign
-from specdec.heads import Export, load_weights, make_config, read_head, write_head
+from specdec.drafters.block_formats import DECODER, BlockConfig, read_foreign, write_foreign
+from specdec.drafters.layer_settings import check_settings, layer_settings, shape_of
+from specdec.heads import Export, begun, make_config, read_head, with_weights, write_head
 from specdec.loading import HEAD_KEY
 from specdec.target import Target
 
@@ -88,25 +89,13 @@ class BlockHead(nn.Module):
             hidden_layers: of the target; None for four over its depth.
             intermediate_size: of the MLPs; None for three times the hidden size.
         """
-        model = target.model.config.get_text_config()
-        heads, width = model.num_attention_heads, model.hidden_size
-        decoder = decoder_settings(
-            {
-                "hidden_size": width,
-                "intermediate_size": intermediate_size or 3 * width,
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "num_key_value_heads": getattr(model, "num_key_value_heads", None) or heads,
-                "head_dim": getattr(model, "head_dim", None) or width // heads,
-            }
-        )
-        chosen = tuple(hidden_layers or spread(model.num_hidden_layers))
+        given = {**shape_of(target, intermediate_size), "num_hidden_layers": layers}
+        decoder = layer_settings(Qwen3Config, DECODER, given)
+        chosen = tuple(hidden_layers or spread(target.model.config.get_text_config().num_hidden_layers))
         config = BlockConfig(target.vocab_size, depth, chosen, decoder, causal, from_root, lead, rank, mask_token)
         head = cls(config)
         head._begin()
-        embedding, lm_head = target.model.get_input_embeddings().weight, target.model.get_output_embeddings().weight
-        head.to(embedding.device).bind(embedding.detach().float(), lm_head.detach().float())
-        return head
+        return begun(head, target)
 
     def _begin(self) -> None:
         """New weights; the correction begins as none."""
@@ -128,12 +117,10 @@ class BlockHead(nn.Module):
         settings, tensors = read_head(name)
         if HEAD_KEY in settings:
             config = make_config(BlockConfig, KIND, settings, name)
+            check_settings(Qwen3Config, DECODER, config.decoder, name)
         else:
             config, tensors = read_foreign(settings, tensors, name)
-        with torch.device("meta"):
-            head = cls(config)
-        load_weights(head, tensors, name)
-        return head
+        return with_weights(cls, config, tensors, name)
 
     def save(self, folder: str | Path) -> None:
         """To be read by `load`; the target's own weights stay out."""

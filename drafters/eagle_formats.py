@@ -18,13 +18,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
+from specdec.drafters.layer_settings import SETTINGS, layer_settings
+
 ID_SHIFT = 1  # from our layers' outputs to others' ids
-LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-DECODER = (  # settings of the decoder layer
-    *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act"),
-    *("rms_norm_eps", "max_position_embeddings", "rope_parameters", "attention_bias", "mlp_bias"),
-)
-ROPE = ("rope_theta", "rope_scaling")  # as config.json had them before transformers 5
+DECODER = (*SETTINGS, "mlp_bias")  # of the decoder layer
 IGNORED = ("t2d", "verifier_norm.", "verifier_lm_head.")  # tensors of no use here
 
 
@@ -63,12 +60,6 @@ class EagleConfig:
     own_embedding: bool = False
 
 
-def decoder_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `given` that are a decoder layer's, and transformers' defaults for what is not given."""
-    full = LlamaConfig(**{key: given[key] for key in (*DECODER, *ROPE) if given.get(key) is not None}).to_dict()
-    return {key: full[key] for key in DECODER}
-
-
 def default_layers(count: int) -> tuple[int, ...]:
     """EAGLE-3's choice of a low, a middle and a high layer for a target of `count`, as outputs."""
     if count < 7:  # two of them would be the same
@@ -99,7 +90,8 @@ def read_foreign(
         wanted = "fc.weight, and hidden_size and vocab_size in its config.json"
         raise ValueError(f"{name} holds no EAGLE head: expected {wanted}")
     _check_layer(layer, name)
-    decoder = decoder_settings({**layer, "attention_bias": "midlayer.self_attn.q_proj.bias" in named})
+    biased = {"attention_bias": "midlayer.self_attn.q_proj.bias" in named}
+    decoder = layer_settings(LlamaConfig, DECODER, {**layer, **biased}, name)
     version = 3 if "midlayer.hidden_norm.weight" in named else 1
     width: int = settings.get("target_hidden_size") or layer["hidden_size"]
     vocab_size: int = layer["vocab_size"]
@@ -187,9 +179,6 @@ def _check_layer(layer: Mapping[str, Any], name: str | Path) -> None:
         raise ValueError(f"the head {name} has {count} decoder layers; specdec runs EAGLE heads of one")
     if layer.get("sliding_window") and layer.get("use_sliding_window", True):
         raise ValueError(f"the head {name} has a sliding window, which specdec does not run in EAGLE heads")
-    rope = layer.get("rope_parameters") or layer.get("rope_scaling") or {}
-    if (kind := rope.get("rope_type", rope.get("type"))) in LENGTH_DEPENDENT_ROPE:
-        raise ValueError(f"the head {name} has {kind} rotary scaling, which depends on the longest text of a batch")
 
 
 def _layers(settings: Mapping[str, Any], target_layers: int | None, name: str | Path) -> tuple[int, ...]:

@@ -22,15 +22,9 @@ from torch.nn.functional import embedding, linear
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from specdec.drafters.eagle_formats import (
-    DECODER,
-    EagleConfig,
-    decoder_settings,
-    default_layers,
-    read_foreign,
-    write_foreign,
-)
-from specdec.heads import Export, load_weights, make_config, read_head, write_head
+from specdec.drafters.eagle_formats import DECODER, EagleConfig, default_layers, read_foreign, write_foreign
+from specdec.drafters.layer_settings import check_settings, layer_settings, shape_of
+from specdec.heads import Export, begun, make_config, read_head, target_weights, with_weights, write_head
 from specdec.loading import HEAD_KEY
 from specdec.target import Target
 
@@ -143,19 +137,10 @@ class EagleHead(nn.Module):
                 f"an EAGLE head of version {version} with draft_tokens={draft_tokens} was asked for; expected version "
                 "3, or 1 (which is 2, too) without draft_tokens"
             )
-        model = target.model.config.get_text_config()
-        heads, width = model.num_attention_heads, model.hidden_size
-        decoder = decoder_settings(
-            {
-                "hidden_size": width,
-                "intermediate_size": intermediate_size or 3 * width,
-                "num_attention_heads": heads,
-                "num_key_value_heads": getattr(model, "num_key_value_heads", None) or heads,
-                "head_dim": getattr(model, "head_dim", None) or width // heads,
-                "max_position_embeddings": target.max_positions or None,
-            }
-        )
-        layers = tuple(hidden_layers or default_layers(model.num_hidden_layers)) if version == 3 else (-1,)
+        given = {**shape_of(target, intermediate_size), "max_position_embeddings": target.max_positions or None}
+        decoder = layer_settings(LlamaConfig, DECODER, given)
+        target_layers = target.model.config.get_text_config().num_hidden_layers
+        layers = tuple(hidden_layers or default_layers(target_layers)) if version == 3 else (-1,)
         count = draft_tokens if isinstance(draft_tokens, int) else None
         if count is not None:  # any, until they are chosen
             draft_tokens = most_frequent(torch.zeros(target.vocab_size), count)
@@ -163,21 +148,20 @@ class EagleHead(nn.Module):
         config = EagleConfig(
             version,
             target.vocab_size,
-            width,
+            decoder["hidden_size"],
             layers,
             decoder,
             len(ids),
             depth,
-            model.num_hidden_layers,
+            target_layers,
             norm_output=norm_output,
             input_norm=input_norm,
         )
-        given, lm_head = target.model.get_input_embeddings().weight, target.model.get_output_embeddings().weight
-        head = cls(config).to(given.device)
+        head = begun(cls(config), target)
         head._begin()
-        head._draft(ids.to(given.device), lm_head)
+        _, lm_head = target_weights(target)
+        head._draft(ids.to(lm_head.device), lm_head)
         head.chooses_tokens = count is not None
-        head.bind(given.detach().float(), lm_head.detach().float())
         return head
 
     @torch.no_grad()
@@ -216,17 +200,10 @@ class EagleHead(nn.Module):
         settings, tensors = read_head(name)
         if HEAD_KEY in settings:
             config = make_config(EagleConfig, KIND, settings, name)
-            if not isinstance(config.decoder, dict) or config.decoder.keys() - set(DECODER):
-                raise ValueError(
-                    f"`decoder` in the config.json of {name} is {config.decoder!r:.200}; expected nothing but the "
-                    f"settings {', '.join(DECODER)}"
-                )
+            check_settings(LlamaConfig, DECODER, config.decoder, name)
         else:
             config, tensors = read_foreign(settings, tensors, name, target_layers)
-        with torch.device("meta"):
-            head = cls(config)
-        load_weights(head, tensors, name)
-        return head
+        return with_weights(cls, config, tensors, name)
 
     def save(self, folder: str | Path) -> None:
         """To be read by `load`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec.drafters import medusa_files
-from specdec.heads import Export, load_weights, make_config, read_head, write_head
+from specdec.heads import Export, begun, make_config, read_head, target_weights, with_weights, write_head
 from specdec.loading import HEAD_KEY
 from specdec.target import Target
 
@@ -87,15 +87,11 @@ class MedusaHead(nn.Module):
     @classmethod
     def new(cls, target: Target, heads: int = 4, layers: int = 1, own_lm_heads: bool = True) -> Self:
         """Untrained heads for a target, bound to it: they give its own logits. See Config."""
-        embedding, lm_head = (
-            module.weight.detach().float()
-            for module in (target.model.get_input_embeddings(), target.model.get_output_embeddings())
-        )
-        head = cls(Config(lm_head.shape[1], len(lm_head), heads, layers, own_lm_heads)).to(lm_head.device)
+        _, lm_head = target_weights(target)
+        head = begun(cls(Config(lm_head.shape[1], len(lm_head), heads, layers, own_lm_heads)), target)
         with torch.no_grad():
             for weight in head.lm_heads.parameters():
                 weight.copy_(lm_head)
-        head.bind(embedding, lm_head)
         return head
 
     @classmethod
@@ -111,10 +107,7 @@ class MedusaHead(nn.Module):
         else:
             sizes, tensors = medusa_files.read_foreign(settings, tensors, name)
             config = Config(**sizes)
-        with torch.device("meta"):
-            head = cls(config)
-        load_weights(head, tensors, name)
-        return head
+        return with_weights(cls, config, tensors, name)
 
     def save(self, folder: str | Path) -> None:
         """To be read by `load`; the target's own weights stay out."""

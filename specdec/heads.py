@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -142,12 +143,16 @@ def make_config(cls: type[ConfigT], kind: str, config: Mapping[str, Any], name: 
     return cls(**settings)
 
 
-def load_weights(head: nn.Module, tensors: Mapping[str, Tensor], name: str | Path) -> None:
-    """Put tensors into a head, in the dtype they were saved in.
+def with_weights(
+    cls: Callable[[ConfigT], HeadT], config: ConfigT, tensors: Mapping[str, Tensor], name: str | Path
+) -> HeadT:
+    """The head `cls(config)` with saved tensors, in the dtype they were saved in.
 
     Raises:
         ValueError: a tensor is missing, is none of the head's, or has another shape.
     """
+    with torch.device("meta"):
+        head = cls(config)
     wanted = head.state_dict()
     for key in sorted(wanted.keys() | tensors.keys()):
         if key not in tensors:
@@ -158,6 +163,20 @@ def load_weights(head: nn.Module, tensors: Mapping[str, Tensor], name: str | Pat
         if got != expected:
             raise ValueError(f"{key} of {name} has shape {list(got)}; its config.json says {list(expected)}")
     head.load_state_dict(tensors, assign=True)
+    return head
+
+
+def target_weights(target: Target) -> tuple[Tensor, Tensor]:
+    """The target's embedding and LM head, `[V, H]` each, for `TrainableHead.bind`."""
+    model = target.model
+    return model.get_input_embeddings().weight.detach(), model.get_output_embeddings().weight.detach()
+
+
+def begun(head: HeadT, target: Target) -> HeadT:
+    """A new head on the target's device, bound to it; all in float32, as it is trained."""
+    embedding, lm_head = (weight.float() for weight in target_weights(target))
+    cast("TrainableHead", head.to(embedding.device)).bind(embedding, lm_head)
+    return head
 
 
 def bound(head: HeadT, target: Target) -> HeadT:
@@ -165,9 +184,8 @@ def bound(head: HeadT, target: Target) -> HeadT:
 
     Weights that fit as they are are shared, not copied.
     """
-    model = target.model
-    embedding, lm_head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    embedding, lm_head = target_weights(target)
     fits = all((x.device, x.dtype) == (embedding.device, embedding.dtype) for x in head.parameters())
     made = copy(head) if fits else deepcopy(head).to(embedding.device, embedding.dtype)
-    cast("TrainableHead", made).bind(embedding.detach(), lm_head.detach())
+    cast("TrainableHead", made).bind(embedding, lm_head)
     return made

@@ -65,11 +65,11 @@ def check_architecture(model: object) -> None:
 def max_positions(model: PreTrainedModel) -> int:
     """Positions that text and drafts may use; 0 for no limit."""
     config = model.config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", 0) or 0, _rope_limit(config)[1]]
+    limits = [getattr(config, "max_position_embeddings", 0) or 0, rope_limit(config)[1]]
     return int(min((limit for limit in limits if limit > 0), default=0))
 
 
-def _rope_limit(config: PreTrainedConfig) -> tuple[str, int]:
+def rope_limit(config: PreTrainedConfig) -> tuple[str, int]:
     """Rotary scaling that depends on the longest text of a batch, and up to where it does not; 0 for everywhere."""
     rope = getattr(config, "rope_parameters", None) or {}
     for settings in rope.values() if any(isinstance(v, dict) for v in rope.values()) else [rope]:
@@ -90,7 +90,7 @@ def check_length(model: PreTrainedModel, length: int, limit: int) -> None:
     if not limit or length <= limit:
         return
     name = type(model).__name__
-    kind, original = _rope_limit(model.config.get_text_config())
+    kind, original = rope_limit(model.config.get_text_config())
     if original == limit:
         raise ValueError(
             f"{name} uses {kind} rotary scaling, which past {limit} tokens depends on the longest text of a batch; "

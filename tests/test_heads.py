@@ -43,9 +43,7 @@ def folder(tmp_path: Path) -> Path:
 def load(folder: Path, kind: str = "some") -> tuple[Config, Head]:
     settings, tensors = heads.read_head(folder)
     config = heads.make_config(Config, kind, settings, folder)
-    head = Head(config)
-    heads.load_weights(head, tensors, folder)
-    return config, head
+    return config, heads.with_weights(Head, config, tensors, folder)
 
 
 def test_round_trip(folder: Path) -> None:

@@ -33,7 +33,7 @@ ONLY = {
     "kernels": {"kernels", "noise"},  # a kernel is tensors in, tensors out; its noise is the loop's
     "drafters": {
         *("drafters", "tree", "sampling", "noise", "core", "target", "loading", "heads", "kernels"),
-        *("attention", "cache", "packing"),  # for heads with layers of their own
+        *("attention", "cache", "packing", "inspection"),  # for heads with layers of their own
         "partial",  # for those that draft with some of the target's
     },
 }

@@ -173,7 +173,10 @@ def without(key: str) -> Callable[[dict[str, Any], Tensors], object]:
     [
         (lambda c, t: c.update(num_hidden_layers=2), "has 2 decoder layers; specdec runs EAGLE heads of one"),
         (lambda c, t: c.update(sliding_window=128), "has a sliding window"),
-        (lambda c, t: c.update(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4}), "has dynamic rotary"),
+        (
+            lambda c, t: c.update(rope_scaling={"type": "dynamic", "factor": 2.0}, rope_parameters=None),
+            "has dynamic rotary",
+        ),
         (lambda c, t: c.update(eagle_aux_hidden_state_layer_ids=[0, 2, 3]), "reads the target's embedding"),
         (
             lambda c, t: c.update(eagle_aux_hidden_state_layer_ids=[2, 3]),
