@@ -17,7 +17,6 @@ from specdec import loading
 from specdec.core import Drafter
 from specdec.sampling import SamplingParams
 from specdec.target import Target, attach
-from specdec.tree.static import StaticTree
 from specdec.tree.token_tree import TokenTree
 
 from ..fakes import Harness, check_shape, write_datastore
@@ -106,8 +105,8 @@ def check_tree(tree: TokenTree, harness: Harness, roots: torch.Tensor) -> None:
             if len(children):
                 row = tree.draft_probs[b, j]
                 assert float(row.sum()) == pytest.approx(1, abs=1e-5)
-                assert tree.replacement or len(tree.tokens[b, children].unique()) == len(children)
-                assert (row[tree.tokens[b, children if tree.replacement else children[:1]]] > 0).all()
+                assert len(tree.tokens[b, children].unique()) == len(children)
+                assert (row[tree.tokens[b, children[0]]] > 0).all()
 
 
 def test_trees_are_valid(drafter: Drafter, mode: tuple[SamplingParams, bool]) -> None:
@@ -121,27 +120,6 @@ def test_trees_are_valid(drafter: Drafter, mode: tuple[SamplingParams, bool]) ->
             harness.enter([slot], [prompt]) if what == "enter" else harness.leave(slot)
         roots = harness.roots.clone()
         check_tree(harness.step(), harness, roots)
-
-
-REPLACED = StaticTree([[0], [1], [2], [0, 0], [0, 1], [1, 0]], replacement=True)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if "tree" in loading.read_yaml("drafter", name)])
-def test_siblings_drawn_with_replacement(name: str) -> None:
-    """Equal siblings do no harm to a drafter's state, and are drawn under a rule that asks for probabilities alone."""
-    equal = 0
-    for shared in (False, True):
-        sampling = SamplingParams(temperature=0.9, top_k=2, seed=3)
-        harness = Harness(make_drafter(name, tree=REPLACED), 3, VOCAB, sampling, shared)
-        harness.enter([0, 2], [PROMPTS[0], PROMPTS[2]])
-        for _ in range(6):
-            roots = harness.roots.clone()
-            tree = harness.step()
-            check_tree(tree, harness, roots)
-            assert tree.replacement == (tree.draft_probs is not None)
-            if tree.replacement:
-                equal += sum(len(set(tree.tokens[b, 1:4].tolist())) < 3 for b in (0, 2))  # three children of two tokens
-    assert equal == 12 * (name not in ("recycling", "synthetic", "universal")), "these three draw nothing"
 
 
 def trace(harness: Harness, slot: int, steps: int) -> list[tuple[list[int], list[list[int]]]]:
