@@ -8,6 +8,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from contextlib import nullcontext
 from email.message import Message
 from pathlib import Path
@@ -104,7 +105,15 @@ def test_models_that_are_not_there(name: str, message: str) -> None:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def asked() -> Iterator[list[str]]:
+    """For what is asked of the hub, which nothing is known of before and after."""
+    hub.out_of_reach.cache_clear()
+    yield []
+    hub.out_of_reach.cache_clear()
+
+
+@pytest.fixture
+def no_network(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub does not answer, and whoever tries it again is found out."""
 
     def refuse(*_: object, **__: object) -> None:
@@ -137,25 +146,34 @@ def test_the_hub_left_out(no_network: None, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("answer", "reachable"),
+    ("answer", "told"),
     [
-        (None, True),
-        (urllib.error.HTTPError("https://hub", 503, "busy", Message(), None), True),
-        (urllib.error.URLError(ssl.SSLCertVerificationError("unknown authority")), True),
-        (urllib.error.URLError(ConnectionRefusedError()), False),
-        (TimeoutError(), False),
+        (None, ""),
+        (urllib.error.HTTPError("https://hub", 503, "busy", Message(), None), ""),
+        (urllib.error.URLError(ssl.SSLCertVerificationError("unknown authority")), ""),
+        (urllib.error.URLError(ConnectionRefusedError()), "cannot be reached (offline?)"),
+        (TimeoutError(), "timed out after 3 s"),
+        (urllib.error.URLError(TimeoutError()), "timed out after 3 s"),
     ],
-    ids=["answers", "an error", "other certificates", "refused", "silent"],
+    ids=["answers", "an error", "other certificates", "refused", "silent", "unconnected"],
 )
-def test_what_counts_as_reachable(answer: Exception | None, reachable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_counts_as_out_of_reach(
+    answer: Exception | None, told: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked once."""
+
     def respond(request: urllib.request.Request, timeout: float) -> Any:
         assert (request.get_method(), timeout) == ("HEAD", hub.SECONDS)
+        asked.append(request.full_url)
         if answer is not None:
             raise answer
         return nullcontext()
 
     monkeypatch.setattr(urllib.request, "urlopen", respond)
-    assert hub.is_reachable() == reachable
+    monkeypatch.setattr("specdec.hub.constants.HF_HUB_OFFLINE", False)
+    assert hub.local_only() == hub.local_only() == bool(told)
+    assert told in hub.offline_message()
+    assert asked == [hub.constants.ENDPOINT]
 
 
 def test_names_of_the_first_models_on_the_hub() -> None:
