@@ -36,7 +36,7 @@ def write_card(
     """
     assert config.head is not None
     settings = [f"{key} {value}" for key, value in config.head.items() if key != "_target_"]
-    drafter, target = raw["drafter"]["_target_"].split(".")[-2], raw["target"]["name"]
+    target = raw["target"]["name"]
     written = len(data.train.written())
     depth = len(result.held_out.steps) - 1
     rows = [f"| {step} | {loss:.4f} | {accepted:.4f} |" for step, loss, accepted in result.history]
@@ -49,7 +49,7 @@ library_name: specdec
 
 A head for the target `{target}` alone, trained on text which that target wrote. It is used with
 
-    specdec run drafter={drafter} drafter.head=FOLDER target.name={target}
+    specdec run drafter={config.drafter} drafter.head=FOLDER target.name={target}
 
 | | |
 |---|---|

@@ -29,7 +29,8 @@ from specdec.experiments.training.pretrain import write_history
 from specdec.inspection import hidden_modules
 from specdec.target import Target
 
-FREE = {"output", "only_data", "steps", "accumulate", "evaluate_every", "checkpoint_every", "threads", "shard_target"}
+FREE = {"output", "drafter", "only_data", "steps", "accumulate", "evaluate_every", "checkpoint_every"}
+FREE |= {"threads", "shard_target"}
 FREE_DATA = {"cache", "drafter", "slots", "shard"}  # how the text is written, not what it says
 
 

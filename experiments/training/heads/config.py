@@ -56,6 +56,7 @@ class HeadTrainingConfig:
 
     Attributes:
         output: folder of the trained head.
+        drafter: that the head is for, a name in conf/drafter; the card says so.
         data: see DataConfig.
         head: what makes a new head for a target: its `_target_` and settings.
         only_data: write the text, train nothing.
@@ -76,6 +77,7 @@ class HeadTrainingConfig:
     """
 
     output: str
+    drafter: str
     data: DataConfig
     head: Mapping[str, Any] | None = None
     only_data: bool = False

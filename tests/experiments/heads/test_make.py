@@ -33,7 +33,9 @@ def heads() -> dict[str, object]:
 
 
 def config(head=None, **settings) -> HeadTrainingConfig:
-    return HeadTrainingConfig("out", **{"data": DATA, "length": 16, "head": head or {"_target_": SIMPLE}, **settings})
+    return HeadTrainingConfig(
+        "out", "simple", **{"data": DATA, "length": 16, "head": head or {"_target_": SIMPLE}, **settings}
+    )
 
 
 def test_the_seed_decides_the_first_weights(target):

@@ -46,6 +46,7 @@ def data(model) -> Data:
 def config(tmp_path) -> HeadTrainingConfig:
     return HeadTrainingConfig(
         str(tmp_path / "out"),
+        "simple",
         DataConfig("cache"),
         steps=6,
         batch=4,
