@@ -1,7 +1,9 @@
-"""What the target thought of a token the last time it read it: its likeliest successors, kept in one table.
+"""What the target thought of a token the last time it read it: its likeliest successors, kept in tables.
 
-Every verified node, rejected ones too, leaves the top k of its logits in the row of its token. A draft is a static tree
-filled in from the table. Luo et al., Token Recycling, arXiv 2408.08696.
+Every verified node, rejected ones too, leaves the top k of its logits in the row of its token: in its own text's table,
+and in one for all texts. A draft is a static tree filled in from the text's own table, and from the common one where
+the text has not met a token yet. Luo et al., Token Recycling, arXiv 2408.08696, has one text and one table; several
+texts at once would write over each other there.
 """
 
 from __future__ import annotations
@@ -20,29 +22,36 @@ from specdec.tree.token_tree import TokenTree
 
 @dataclass(slots=True)
 class State:
-    """Where the table is, and the tree's shape, on the device.
+    """The slots' tables, and the tree's shape, on the device.
+
+    A table has V + 2 rows: row v has the successors of token v, the best first, or -1 where it was never read; row V is
+    never written, row V + 1 takes what belongs nowhere.
 
     Attributes:
-        table: `[T * (V + 2), k]` int32, T tables one below the other: 1 for all slots, or one a slot. Row v has the
-            successors of token v, the best first, or -1 where it was never read; row V is never written, row V + 1
-            takes what belongs nowhere. None before the first request, which tells V.
+        own: `[B * (V + 2), k]` int32, the slots' tables one below the other. None before the first request, which tells
+            V.
+        common: `[V + 2, k]` int32, the drafter's table of all texts; None if it remembers nothing.
         first: `[B, 1]` int64, the row at which a slot's table begins.
         levels: for every level of the tree, its nodes' parents and ranks, `[n]` int64.
         parents: `[N]` int64.
     """
 
-    table: Tensor | None
+    own: Tensor | None
+    common: Tensor | None
     first: Tensor
     levels: list[tuple[Tensor, Tensor]]
     parents: Tensor
 
 
 class Recycling:
-    """See the module. The table stays with the drafter, for later requests and other decoders.
+    """See the module. The common table stays with the drafter, for later requests and other decoders.
+
+    A table takes 4 bytes x vocabulary x ranks of the tree: 2.6 MB for 128,256 tokens and 5 ranks, once for every slot
+    and once for what is common.
 
     Args:
-        tree: its shape; ranks are columns of the table.
-        remember: one table for all requests; False to begin every request with an empty one.
+        tree: its shape; ranks are columns of the tables.
+        remember: keep the common table; False to begin every request with nothing.
 
     Raises:
         ValueError: the tree is not static.
@@ -55,10 +64,10 @@ class Recycling:
         self.remember = remember
         self.paths = tree.paths
         self.successors = 1 + max(max(path) for path in tree.paths)
-        self._table: Tensor | None = None
+        self._common: Tensor | None = None
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> State:
-        """No table yet: the vocabulary is not known."""
+        """No tables yet: the vocabulary is not known."""
         places = {path: j for j, path in enumerate(((), *self.paths))}
         levels = []
         for depth in range(1, len(self.paths[-1]) + 1):
@@ -67,62 +76,67 @@ class Recycling:
             levels.append((parents, torch.tensor([path[-1] for path in level], device=device)))
         above = [-1, *(places[path[:-1]] for path in self.paths)]
         first = torch.zeros(capacity, 1, dtype=torch.int64, device=device)
-        return State(None, first, levels, torch.tensor(above, device=device))
+        return State(None, None, first, levels, torch.tensor(above, device=device))
 
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
-        """Make or find the table; what the target thinks of the prompts' last tokens is known.
+        """Make or empty the slots' tables; what the target thinks of the prompts' last tokens is known.
 
         Raises:
             ValueError: the target has fewer tokens than the tree has ranks.
         """
         logits = prefill.logits[:, 0]  # [n, V]
-        if state.table is None:
-            state.table = self._make_table(state, logits)
-        if not self.remember:
-            for slot in slots:
-                row = int(state.first[slot])
-                state.table[row : row + logits.shape[-1]] = -1
+        if state.own is None:
+            self._make_tables(state, logits)
+        assert state.own is not None
+        state.own.view(len(state.first), -1, self.successors)[slots] = -1
         last = torch.tensor([prompt[-1] for prompt in prompts], device=logits.device)
-        self._write(state.table, state.first[slots, 0] + last, logits)
+        self._write(state, state.first[slots, 0], last, logits)
 
-    def _make_table(self, state: State, logits: Tensor) -> Tensor:
+    def _make_tables(self, state: State, logits: Tensor) -> None:
         vocab_size, capacity = logits.shape[-1], len(state.first)
         if vocab_size < self.successors:
             raise ValueError(f"the tree drafts {self.successors} children a node; the target has {vocab_size} tokens")
         rows = vocab_size + 2
+        state.first.copy_(torch.arange(0, capacity * rows, rows, device=logits.device)[:, None])
+        empty = torch.full((rows, self.successors), -1, dtype=torch.int32, device=logits.device)
+        state.own = empty.repeat(capacity, 1)
         if not self.remember:
-            state.first.copy_(torch.arange(0, capacity * rows, rows, device=logits.device)[:, None])
-            rows *= capacity
-        known = self._table
-        if known is not None and known.shape[0] == rows and known.device == logits.device:
-            return known
-        table = torch.full((rows, self.successors), -1, dtype=torch.int32, device=logits.device)
-        if self.remember:
-            self._table = table
-        return table
+            return
+        known = self._common
+        if known is None or known.shape[0] != rows or known.device != logits.device:
+            self._common = empty
+        state.common = self._common
 
-    def _write(self, table: Tensor, rows: Tensor, logits: Tensor) -> None:
-        """`rows` `[M]` get the top k of `logits` `[M, V]`; of those for the same row the last."""
-        number = torch.arange(len(rows), device=rows.device)
-        latest = number.new_zeros(len(table)).scatter_reduce_(0, rows, number, "amax")
+    def _write(self, state: State, first: Tensor, tokens: Tensor, logits: Tensor) -> None:
+        """Rows `tokens` `[M]` of the tables that begin at `first` `[M]`, and of the common one, get the top k of
+        `logits` `[M, V]`. A token of V + 1 belongs nowhere."""
+        best = logits.topk(self.successors).indices.int()  # [M, k]
         nowhere = logits.shape[-1] + 1
-        table[torch.where(latest[rows] == number, rows, nowhere)] = logits.topk(self.successors).indices.int()
+        for table, rows in ((state.own, first + tokens), (state.common, tokens)):
+            if table is not None:
+                order = rows.argsort(stable=True)
+                ordered = rows[order]
+                last = torch.ones_like(ordered, dtype=torch.bool)  # of those for the same row
+                last[:-1] = ordered[1:] != ordered[:-1]
+                table[torch.where(last, ordered, nowhere)] = best[order]
 
     def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
         """Look up level by level; nodes of which nothing is known are left out."""
-        table = state.table
-        if table is None:
+        own, common = state.own, state.common
+        if own is None:
             return TokenTree.roots(roots)
         tokens = roots[:, None]  # [B, N so far], -1 for unknown
         for parents, ranks in state.levels:
             above = tokens[:, parents]  # [B, n]
-            rows = state.first + torch.where(above >= 0, above, noise.vocab_size)
-            tokens = torch.cat([tokens, table[rows, ranks].long()], 1)
+            above = torch.where(above >= 0, above, noise.vocab_size)
+            found = own[state.first + above, ranks]
+            if common is not None:
+                found = torch.where(found >= 0, found, common[above, ranks])
+            tokens = torch.cat([tokens, found.long()], 1)
         return compact(tokens, state.parents.expand_as(tokens), tokens >= 0, self.needs.max_nodes)
 
     def observe(self, state: State, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
         """Every node teaches, accepted or not."""
-        assert state.table is not None
         live = torch.arange(tree.max_nodes, device=tree.tokens.device) < tree.sizes[:, None]  # [B, N]
-        rows = torch.where(live, state.first + tree.tokens, output.logits.shape[-1] + 1)
-        self._write(state.table, rows.flatten(), output.logits.flatten(0, 1))
+        tokens = torch.where(live, tree.tokens, output.logits.shape[-1] + 1)
+        self._write(state, state.first.expand_as(tokens).flatten(), tokens.flatten(), output.logits.flatten(0, 1))

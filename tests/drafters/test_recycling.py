@@ -35,14 +35,16 @@ def begin(drafter: Recycling, prompts: dict[int, list[int]], slots: int, logits:
     return state
 
 
-def naive_tree(table: dict[int, list[int]], root: int) -> tuple[list[int], list[int]]:
+def naive_tree(tables: list[dict[int, list[int]]], root: int) -> tuple[list[int], list[int]]:
+    """Of several tables the first that knows a token."""
     tokens, parents = [root], [-1]
     places: dict[tuple[int, ...], int] = {(): 0}
     for path in TREE.paths:
         parent = places.get(path[:-1])
-        if parent is not None and tokens[parent] in table:
+        known = [] if parent is None else [table[tokens[parent]] for table in tables if tokens[parent] in table]
+        if parent is not None and known:
             places[path] = len(tokens)
-            tokens.append(table[tokens[parent]][path[-1]])
+            tokens.append(known[0][path[-1]])
             parents.append(parent)
     return tokens, parents
 
@@ -54,16 +56,28 @@ def test_as_a_dictionary_would(remember: bool) -> None:
     prompts = {0: [3, 1], 1: [2], 2: [4, 4, 4]}
     logits = torch.randn(3, 1, VOCAB)
     state = begin(drafter, prompts, 3, logits)
-    tables: list[dict[int, list[int]]] = [{}] * 3 if remember else [{}, {}, {}]
+    common: dict[int, list[int]] = {}
+    own: list[dict[int, list[int]]] = [{}, {}, {}]
+
+    def learn(slot: int, token: int, row: torch.Tensor) -> None:
+        own[slot][token] = row.topk(3).indices.tolist()
+        if remember:
+            common[token] = own[slot][token]
+
     for slot, prompt in prompts.items():
-        tables[slot][prompt[-1]] = logits[slot, 0].topk(3).indices.tolist()
+        learn(slot, prompt[-1], logits[slot, 0])
     rng = random.Random(0)
-    for _ in range(12):
+    for number in range(12):
+        if number == 6:  # another request in the last slot
+            own[2] = {}
+            logits = torch.randn(1, 1, VOCAB)
+            drafter.start(state, [2], [[5, 0]], TargetOutput(logits))
+            learn(2, 0, logits[0, 0])
         roots = torch.tensor([rng.randrange(-1, VOCAB) for _ in range(3)])
         tree = drafter.propose(state, roots, noise_of(3))
         check_shape(tree)
         expected = TokenTree.from_lists(
-            [naive_tree(tables[s], root) if root >= 0 else ([], []) for s, root in enumerate(roots.tolist())]
+            [naive_tree([own[s], common], root) if root >= 0 else ([], []) for s, root in enumerate(roots.tolist())]
         )
         assert torch.equal(tree.sizes, expected.sizes)
         assert torch.equal(tree.tokens[:, : expected.max_nodes], expected.tokens)
@@ -72,7 +86,15 @@ def test_as_a_dictionary_would(remember: bool) -> None:
         drafter.observe(state, tree, NO_VERDICT, TargetOutput(logits))
         for slot in range(3):
             for node in range(int(tree.sizes[slot])):
-                tables[slot][int(tree.tokens[slot, node])] = logits[slot, node].topk(3).indices.tolist()
+                learn(slot, int(tree.tokens[slot, node]), logits[slot, node])
+
+
+def test_texts_do_not_write_over_each_other() -> None:
+    """Two slots that think differently of one token each draft what they think; a third what was thought last."""
+    drafter = Recycling(chain(1))
+    state = begin(drafter, {0: [1], 1: [1], 2: [2]}, 3, torch.eye(VOCAB)[[4, 7, 9]][:, None])
+    tree = drafter.propose(state, torch.tensor([1, 1, 1]), noise_of(3))
+    assert tree.tokens.tolist() == [[1, 4], [1, 7], [1, 7]]
 
 
 def test_what_one_request_teaches_serves_the_next_decoder_too() -> None:
@@ -107,7 +129,7 @@ def test_nothing_is_read_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     state = begin(drafter, {0: [1]}, 2, torch.zeros(1, 1, VOCAB))
     roots, noise = torch.tensor([1, -1]), noise_of(2)
     verdict = Verdict(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2), roots)
-    table = state.table
+    own, common = state.own, state.common
 
     def refuse(*_: object) -> None:
         raise AssertionError("a value was read")
@@ -116,7 +138,8 @@ def test_nothing_is_read_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.Tensor, name, refuse)
     tree = drafter.propose(state, roots, noise)
     drafter.observe(state, tree, verdict, TargetOutput(torch.zeros(2, tree.max_nodes, VOCAB)))
-    assert state.table is table
+    assert state.own is own
+    assert state.common is common
 
 
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
