@@ -96,7 +96,8 @@ class CapturedStep(Step):
         super().__init__(target, drafter, rule, capacity, max_length)
         self.graphs = graphs or Graphs()
         self._weights = _addresses(target.model, drafter)
-        self._trees: dict[tuple[int, int, int], TokenTree] = {}  # (nodes, V of draft_probs or 0, riders) -> buffers
+        # (nodes, V of draft_probs or 0, riders, replacement) -> buffers
+        self._trees: dict[tuple[int, int, int, bool], TokenTree] = {}
 
     def __call__(self, slots: Sequence[int], lap: Lap) -> Tensor:
         """See `Step`."""
@@ -125,7 +126,8 @@ class CapturedStep(Step):
         """The tree in buffers of its bucket's size, padded with dead nodes."""
         nodes = bucket(tree.max_nodes, self.max_nodes)
         probs, riders = tree.draft_probs, tree.riders
-        key = (nodes, 0 if probs is None else probs.shape[-1], 0 if riders is None else riders.count)
+        width, count = 0 if probs is None else probs.shape[-1], 0 if riders is None else riders.count
+        key = (nodes, width, count, tree.replacement)
         held = self._trees.get(key)
         if held is None:
             shape, device = (self.capacity, nodes), self.roots.device
@@ -133,8 +135,9 @@ class CapturedStep(Step):
                 torch.zeros(shape, dtype=torch.int64, device=device),
                 torch.full(shape, -1, dtype=torch.int32, device=device),
                 torch.zeros(self.capacity, dtype=torch.int32, device=device),
-                None if probs is None else probs.new_zeros(*shape, key[1]),
+                None if probs is None else probs.new_zeros(*shape, width),
                 None if riders is None else Riders(riders.tokens.clone(), riders.parents.clone()),
+                tree.replacement,
             )
         live = tree.max_nodes
         held.tokens[:, :live] = tree.tokens
@@ -151,7 +154,7 @@ class CapturedStep(Step):
     def _decide_held(self, held: TokenTree) -> tuple[Verdict, TargetOutput, Tensor]:
         """See `Step.decide`. A copy of the tree's fields has none of the depths and words that an earlier one had."""
         riders = 0 if held.riders is None else held.riders.count
-        key = (held.max_nodes, held.draft_probs is not None, riders, self.sampler.kinds)
+        key = (held.max_nodes, held.draft_probs is not None, riders, held.replacement, self.sampler.kinds)
         decided: tuple[Verdict, TargetOutput, Tensor] = self.graphs(
             key, lambda: self.decide(replace(held), [], unheard)
         )

@@ -110,6 +110,7 @@ class Drafter(Protocol):
             the same root.
         takes_levels: `propose` has a last argument `levels`, None for all: no more are wanted below the roots. With 0
             nothing is drafted, and the drafter reads what it had to read when it is asked for more.
+        proposals(state): the last trees of its parts, by name, where it puts several together: whose a node was.
         attach(target): gives this drafter as it works with that Target, whose embedding, head or layers it uses; raises
             a ValueError where it does not fit. Called once, when the two are put together, before `open`.
     """
@@ -186,6 +187,9 @@ class TreePolicy(Hashable, Protocol):
         max_nodes: most nodes of a finished tree, the root included.
         fixed_shape: the shape never depends on the tokens. Only then may children be drawn at random for a rule that
             needs their distribution: keeping a drawn child because of what it is would bias the text.
+
+    What it may have besides:
+        replacement: such children are drawn with replacement, see TokenTree; without it, they are not.
     """
 
     @property
@@ -213,3 +217,8 @@ class TreePolicy(Hashable, Protocol):
 
     def prune(self, scores: Tensor) -> Tensor | None:
         """Indices `[B, max_nodes - 1]`, ascending, of the nodes to keep out of all kept `[B, M]`; None keeps all."""
+
+
+def draws_with_replacement(policy: TreePolicy) -> bool:
+    """Whether siblings that are drawn are drawn with replacement."""
+    return bool(getattr(policy, "replacement", False))

@@ -56,7 +56,7 @@ from .models import VOCAB, make_config, make_model
 CAPACITY, MAX_LENGTH = 3, 40
 RULES = [Coupled(), Rejection()]
 DRAWN_RULES = [Block(), Traversal(), Typical(), Relaxed()]
-DRAWING = ["draft_model, chain", "draft_model, static", "early_exit", "medusa"]
+DRAWING = ["draft_model, chain", "draft_model, static", "draft_model, replacement", "early_exit", "medusa"]
 SAMPLED = SamplingParams(temperature=0.7, seed=3)
 SETTINGS = {
     "greedy": SamplingParams(),
@@ -82,6 +82,7 @@ DRAFTERS: dict[str, Callable[[PreTrainedModel], Drafter]] = {
     "recycling": lambda _: BegunRecycling(StaticTree(paths=[[0], [1], [0, 0], [0, 1], [0, 0, 0]])),
     "draft_model, chain": lambda model: DraftModel(model, chain(3)),
     "draft_model, static": lambda model: DraftModel(model, StaticTree(paths=[[0], [1], [0, 0], [0, 1]])),
+    "draft_model, replacement": lambda model: DraftModel(model, StaticTree([[0], [1], [0, 0], [0, 1]], True)),
     "draft_model, best_first": lambda model: DraftModel(model, BestFirst(max_nodes=8, depth=3, top_k=3)),
     "medusa": lambda model: Medusa(make_head("medusa", Target(model)), StaticTree(paths=[[0], [1], [0, 0], [0, 1]])),
     "hydra": lambda model: Hydra(make_head("hydra", Target(model)), BestFirst(max_nodes=8, depth=3, top_k=3)),
@@ -331,6 +332,15 @@ def test_captured_steps_write_the_same_texts(name: str) -> None:
         step.reset()
     assert len(made) == count
     assert count > 2 if name == "scripted" else count >= 1  # a graph for every bucket
+
+
+def test_captured_steps_hold_how_siblings_were_drawn() -> None:
+    """A rule that draws otherwise writes other texts; drafts that are the target's own would hide it."""
+    parts = Target(make_model(dtype=torch.float64)), DRAFTERS["draft_model, replacement"](make_model("qwen3"))
+    captured = CapturedStep(*parts, Rejection(), CAPACITY, MAX_LENGTH, Graphs(Replayed))
+    texts = served(captured)
+    assert texts == served(Step(*parts, Rejection(), CAPACITY, MAX_LENGTH))
+    assert all(tree.replacement == (tree.draft_probs is not None) for tree in captured._trees.values())
 
 
 @pytest.mark.parametrize("captured", [False, True])

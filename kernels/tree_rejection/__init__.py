@@ -22,12 +22,14 @@ def tree_rejection(
     top_k: Tensor,
     top_p: Tensor,
     min_p: Tensor,
+    replacement: bool = False,
     backend: Literal["auto", "naive", "triton"] = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Walk down every tree; at a node, try its children in index order against what the rejected ones left.
 
     A child is accepted with probability target / draft of its token, both as they are at its turn. A rejected one takes
-    the draft's distribution off the target's and its token off the draft's; both are then normalised. A child that the
+    the draft's distribution off the target's and, unless siblings were drawn with replacement, its token off the
+    draft's; both are then normalised. A child that the
     draft gives no probability counts as fixed: it is accepted with the target's probability, and rejection takes its
     token off the target's. When no child is left, the next token is drawn from what remains.
 
@@ -42,10 +44,11 @@ def tree_rejection(
         sizes: `[B]` int32 or int64, live nodes; 0 for an empty slot. Padding of all arguments may hold anything.
         logits: `[B, N, V]` floating point, contiguous in V; computed with as float32.
         draft_probs: `[B, N, V]` floating point, contiguous in V. Row j is what node j's children were drawn from,
-            without replacement and in index order; rows of leaves are not read.
+            in index order; rows of leaves are not read.
         positions: `[B]` int32 or int64, where each root stands in its text.
         seeds: `[2, B]` int32, from `specdec.noise.seed_words`.
         temperature, top_k, top_p, min_p: `[B]`, as in `target_tokens`.
+        replacement: siblings were drawn with replacement, and may carry the same token.
         backend: "auto" is triton on a GPU, naive elsewhere. Triton reads nothing to the host.
 
     Returns:
@@ -65,10 +68,10 @@ def tree_rejection(
         backend = "triton" if prefers_triton(logits.device) else "naive"
     trees = (tokens, parents, sizes, logits, draft_probs, positions, seeds)
     if backend == "naive" or logits.shape[0] == 0:
-        return tree_rejection_naive(*trees, temperature, top_k, top_p, min_p)
+        return tree_rejection_naive(*trees, temperature, top_k, top_p, min_p, replacement)
     if backend == "triton":
         require_triton()
         from specdec.kernels.tree_rejection.fused import tree_rejection_fused
 
-        return tree_rejection_fused(*trees, temperature, top_k, top_p, min_p)
+        return tree_rejection_fused(*trees, temperature, top_k, top_p, min_p, replacement)
     raise ValueError(f"backend must be auto, naive or triton, got {backend!r}")

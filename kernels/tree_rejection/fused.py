@@ -40,7 +40,7 @@ def write_target(row, target, V, heat, top_k, top_p, min_p, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def reject(target, draft, V, token, drawn, BLOCK: tl.constexpr):
+def reject(target, draft, V, token, drawn, BLOCK: tl.constexpr, REPLACEMENT: tl.constexpr):
     """What a rejected `token` leaves of `target` and `draft` `[V]` float32, in place, normalised."""
     target_sum = tl.zeros([BLOCK], tl.float32)
     draft_sum = tl.zeros([BLOCK], tl.float32)
@@ -59,9 +59,10 @@ def reject(target, draft, V, token, drawn, BLOCK: tl.constexpr):
         offered = tl.load(draft + v, mask=v < V, other=0.0)
         left = tl.where(drawn, tl.maximum(wanted - offered, 0.0), tl.where(v == token, 0.0, wanted))
         left = tl.where(target_total > 0, left / tl.maximum(target_total, 1e-38), wanted)
-        others = tl.where(v == token, 0.0, offered / tl.maximum(draft_total, 1e-38))
         tl.store(target + v, left, mask=v < V)
-        tl.store(draft + v, others, mask=v < V)
+        if not REPLACEMENT:
+            others = tl.where(v == token, 0.0, offered / tl.maximum(draft_total, 1e-38))
+            tl.store(draft + v, others, mask=v < V)
 
 
 @triton.jit
@@ -91,6 +92,7 @@ def tree_rejection_kernel(
     stride_draft_node,
     BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    REPLACEMENT: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
     j = tl.arange(0, BLOCK_N)
@@ -127,7 +129,7 @@ def tree_rejection_kernel(
             if chance < tl.where(drawn, tl.div_rn(wanted, tl.where(drawn, offered, 1.0)), wanted):
                 accepted = child
             else:
-                reject(target, draft, V, token, drawn, BLOCK)
+                reject(target, draft, V, token, drawn, BLOCK, REPLACEMENT)
                 tl.debug_barrier()
             child = tl.min(tl.where((parent == node) & (j > child) & (j < size), j, BLOCK_N), 0)
             turn += 1
@@ -154,6 +156,7 @@ def tree_rejection_fused(
     top_k: Tensor,
     top_p: Tensor,
     min_p: Tensor,
+    replacement: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `specdec.kernels.tree_rejection.tree_rejection`. Reads nothing to the host."""
     batch, nodes, vocab = logits.shape
@@ -187,6 +190,7 @@ def tree_rejection_fused(
         draft_probs.stride(1),
         BLOCK=BLOCK,
         BLOCK_N=triton.next_power_of_2(nodes),
+        REPLACEMENT=replacement,
         num_warps=WARPS,
     )
     return path, num_accepted, next_token

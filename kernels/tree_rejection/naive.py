@@ -1,4 +1,7 @@
-"""Recursive rejection down every tree, sequence by sequence (Sequoia, arXiv 2402.12374; chains: arXiv 2211.17192)."""
+"""Recursive rejection down every tree, sequence by sequence.
+
+Chains: arXiv 2211.17192. Siblings without replacement: Sequoia, arXiv 2402.12374; with it: SpecInfer, arXiv 2305.09781.
+"""
 
 import torch
 from torch import Tensor
@@ -19,6 +22,7 @@ def tree_rejection_naive(
     top_k: Tensor,
     top_p: Tensor,
     min_p: Tensor,
+    replacement: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `specdec.kernels.tree_rejection.tree_rejection`. Reads trees and decisions to the host."""
     batch, nodes, vocab = logits.shape
@@ -36,7 +40,8 @@ def tree_rejection_naive(
             path[b, depth] = node
             target = _distribution(filter_rows(logits[b, node], temperature[b], top_k[b], top_p[b], min_p[b]), greedy)
             children = [j for j in range(size) if above[j] == node]
-            node, residual = _try_children(children, tokens[b], target, draft_probs[b, node], chances[b, depth])
+            offered = children, tokens[b], target, draft_probs[b, node], chances[b, depth]
+            node, residual = _try_children(*offered, replacement)
             if node < 0:
                 scores = residual.log()
                 next_token[b] = (
@@ -52,7 +57,7 @@ def _distribution(scores: Tensor, greedy: bool) -> Tensor:
 
 
 def _try_children(
-    children: list[int], tokens: Tensor, target: Tensor, draft: Tensor, chances: Tensor
+    children: list[int], tokens: Tensor, target: Tensor, draft: Tensor, chances: Tensor, replacement: bool
 ) -> tuple[int, Tensor]:
     """The accepted child (-1: none) and the distribution `[V]` left after those before it were rejected."""
     draft = draft.float()
@@ -65,6 +70,8 @@ def _try_children(
         left = (target - draft).clamp_min(0) if drawn else target.index_fill(0, token, 0.0)
         total = left.sum()
         target = torch.where(total > 0, left / total.clamp_min(1e-38), target)  # nothing left but rounding: as before
+        if replacement:
+            continue
         others = draft.index_fill(0, token, 0.0)
         draft = torch.where(others.sum() > 0, others / others.sum().clamp_min(1e-38), 0.0)
     return -1, target

@@ -1,13 +1,15 @@
 """Rejection sampling: accept a drafted token with probability min(1, target / draft), else draw from the residual.
 
-Chains: Leviathan et al. (arXiv 2211.17192), Chen et al. (arXiv 2302.01318). Trees whose children were drawn without
-replacement: the children of a node are tried in turn against the residual that the rejected ones left (recursive
-rejection, as in Sequoia, arXiv 2402.12374). Children that were fixed without drawing need no draft distribution: the
-target draws, and the walk follows the child that carries its token.
+Chains: Leviathan et al. (arXiv 2211.17192), Chen et al. (arXiv 2302.01318). Trees: the children of a node are tried in
+turn against the residual that the rejected ones left. If siblings were drawn without replacement, the rejected ones are
+taken out of the draft distribution, too (recursive rejection, as in Sequoia, arXiv 2402.12374); if they were drawn with
+replacement, it stays as it is (multi-step speculative sampling, SpecInfer, arXiv 2305.09781). Children that were fixed
+without drawing need no draft distribution: the target draws, and the walk follows the child that carries its token.
 
 Guarantee: the text is distributed as the target alone would write it.
 Why: a round outputs x with probability min(p, q)(x), and what is missing of p is just the residual max(0, p - q); the
-next child was drawn from q without the rejected one, so the same holds again for the residual.
+next child was drawn from q without the rejected one, or again from q, and so the same holds again for the residual. A
+second child with the rejected token is one more round: the residual has nothing left for it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Rejection:
         if sampling.at_once:
             scores = sampling.penalised(tree, logits)
             trees = (tree.tokens, tree.parents, tree.sizes, scores, tree.draft_probs)
-            return Verdict(*tree_rejection(*trees, sampling.positions, *sampling.settings))
+            settings = (sampling.positions, *sampling.settings)
+            return Verdict(*tree_rejection(*trees, *settings, replacement=tree.replacement))
         return _reject(tree, tree.draft_probs, logits, sampling)
 
 
@@ -86,7 +89,8 @@ def _try_children(
         rejected = (trying & ~accept)[:, None]
         left = torch.where(drawn[:, None], target_probs - draft_probs, target_probs.scatter(1, token, 0.0))
         target_probs = torch.where(rejected, _normalise(left.clamp_min(0), target_probs), target_probs)
-        draft_probs = torch.where(rejected, _normalise(draft_probs.scatter(1, token, 0.0), None), draft_probs)
+        if not tree.replacement:
+            draft_probs = torch.where(rejected, _normalise(draft_probs.scatter(1, token, 0.0), None), draft_probs)
     return accepted, target_probs
 
 

@@ -4,7 +4,7 @@ Weng et al., "Traversal Verification for Speculative Tree Decoding" (arXiv 2505.
 in which a depth-first walk leaves them, children in index order, the root last. A node reached with chance
 c = min(1, c_parent target / draft) is accepted with it, and with it the path from the root. Refused, it is taken out:
 its parent's target becomes the residual max(0, c_parent target - draft), with sum S, its chance S / (S + 1 - c_parent),
-and its draft distribution loses the token, because siblings are drawn without replacement. The root's chance is always
+and if siblings were drawn without replacement its draft distribution loses the token. The root's chance is always
 1. The next token is drawn from what is left of the target at the accepted node. On a chain this is block verification,
 below a root with leaves only it is recursive rejection.
 
@@ -15,8 +15,8 @@ child x, drawn from the draft, is accepted with text going on as it should, with
 draft(x) min(1, c target(x) / draft(x)) = min(draft, c target)(x). With what is missing of 1 it is refused, and then the
 node with a child less is met with chance S / (S + 1 - c) and target max(0, c target - draft) / S, where S + 1 - c is
 just that missing probability: by induction y follows with max(0, c target - draft)(y), and both parts add up to
-c target(y). The next child was drawn from the draft without x, which is the draft distribution that remains, whatever x
-was: no sibling needs to be drawn with replacement. What the claim does need is that subtrees of siblings are drawn
+c target(y). The next child was drawn from the draft distribution that remains, whatever x was: without x, or with
+replacement from the same one. What the claim does need is that subtrees of siblings are drawn
 independently, and a step's drafts independently of those that earlier steps have looked at: see
 `StepSampling.draft_keys`.
 
@@ -114,7 +114,8 @@ def _traverse(tree: TokenTree, draft_probs: Tensor, logits: Tensor, sampling: St
         left, left_chance = reject(*upper)
         target[rows, above] = torch.where(refused[:, None], left, upper[0])
         chance[rows, above] = torch.where(refused, left_chance, upper[3])
-        draft[rows, above] = torch.where(refused[:, None], without(upper[1], token), upper[1])
+        if not tree.replacement:
+            draft[rows, above] = torch.where(refused[:, None], without(upper[1], token), upper[1])
         if not sampling.at_once and not walking.any():
             break
     return verdict_at(tree, last, sampling.draw_from(_at_the_end(tree, last, is_parent, target, logits, sampling), 0))

@@ -17,7 +17,7 @@ class DraftNoise:
     """How a drafter chooses children. The same call serves every rule.
 
     Under a rule with shared noise, children are the tokens that the target would draw if its logits were the
-    drafter's. Under any other, they are drawn without replacement from the drafter's distribution, which is returned.
+    drafter's. Under any other, they are drawn from the drafter's distribution, which is returned.
     """
 
     def __init__(self, step: StepSampling, shared: bool):
@@ -31,7 +31,7 @@ class DraftNoise:
         return self._sampler.vocab_size
 
     def choose(
-        self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False
+        self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False, replacement: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Children of every node of a frontier.
 
@@ -41,10 +41,13 @@ class DraftNoise:
             count: children for each, K.
             path: `[B, F, depth]` int64, drafted tokens from below the root to each node, -1 padded.
             fixed: the tree keeps children because of what they are: take the most likely, draw nothing.
+            replacement: those that are drawn from the drafter's distribution are drawn with replacement. Under shared
+                noise, where one child at most is the target's token, and at temperature 0 siblings always differ.
 
         Returns:
-            tokens `[B, F, K]` int64, the best first; if `fixed`, their log-probabilities `[B, F, K]` float32, to rank
-            them by, else None; the distribution they were drawn from `[B, F, V]`, None if they were not drawn.
+            tokens `[B, F, K]` int64, the best first, or in the order in which they were drawn; if `fixed`, their
+            log-probabilities `[B, F, K]` float32, to rank them by, else None; the distribution they were drawn from
+            `[B, F, V]`, None if they were not drawn.
         """
         scores = logits.float() if self._sampler.raw else self._sampler.process(logits, path)
         if self._sampler.all_greedy or (fixed and not self.shared):
@@ -52,6 +55,8 @@ class DraftNoise:
             return tokens, values - scores.logsumexp(-1, keepdim=True) if fixed else None, None
         if self.shared:
             keys = self._step.keys(noise.TARGET_STREAM, depth)[..., None]  # [2, B, 1]
+        elif replacement:
+            return self._independent(scores, depth, count), None, self._step._distribution(scores)
         else:
             keys = self._step.draft_keys(depth, scores.shape[1])  # [2, B, F]
         drawn = noise.gumbel(keys, scores.shape[-1])  # [B, 1 or F, V]
@@ -60,6 +65,13 @@ class DraftNoise:
         if self.shared:
             return tokens, values - perturbed.logsumexp(-1, keepdim=True) if fixed else None, None
         return tokens, None, self._step._distribution(scores)
+
+    def _independent(self, scores: Tensor, depth: int, count: int) -> Tensor:
+        """`[B, F, count]` draws from `scores` `[B, F, V]`, each with noise of its own; at temperature 0 the best."""
+        frontier = scores.shape[1]
+        drawn = noise.gumbel(self._step.draft_keys(depth, frontier * count), scores.shape[-1])  # [B, F * count, V]
+        tokens = drawn.unflatten(1, (frontier, count)).add_(scores[:, :, None]).argmax(-1)
+        return torch.where(self._sampler.greedy[:, None, None], _top(scores, count)[1], tokens)
 
 
 def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

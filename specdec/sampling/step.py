@@ -40,7 +40,8 @@ class StepSampling:
         return self._keys[stream][:, :, depth]
 
     def draft_keys(self, depth: int, count: int) -> Tensor:
-        """`[2, B, count]` int32, for `count` nodes of a drafter's frontier at `depth`: its own noise, not the target's.
+        """`[2, B, count]` int32, for `count` nodes of a drafter's frontier at `depth`, or all their children: its own
+        noise, not the target's.
 
         It belongs to the step and the node, not to the position. A rule that judges from the leaves up has looked at
         drafts below the place where the step ends, and below refused siblings: noise that came again at the same

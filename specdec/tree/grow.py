@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from specdec.core import TreePolicy
+from specdec.core import TreePolicy, draws_with_replacement
 from specdec.sampling import DraftNoise
 from specdec.tree.token_tree import TokenTree
 
@@ -119,12 +119,13 @@ def _grow_fixed(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: 
     """Only the tokens are new at every step; children may be drawn, and what they were drawn from is kept."""
     stages, shape, expanded = _fixed_shape(policy, roots.device)
     batch, live = len(roots), roots[:, None] >= 0  # [B, 1]
+    replacement = draws_with_replacement(policy)
     logits = root_logits[:, None]  # [B, 1, V]
     path = roots.new_empty(batch, 1, 0)
     tokens = [roots[:, None]]
     probs: list[tuple[Tensor, Tensor]] = []  # (frontier nodes, the distribution their children were drawn from)
     for level, stage in enumerate(stages):
-        drawn, _, distribution = noise.choose(logits, level, stage.count, path)
+        drawn, _, distribution = noise.choose(logits, level, stage.count, path, replacement=replacement)
         if distribution is not None:
             probs.append((stage.frontier, distribution))
         tokens.append(drawn.flatten(1)[:, stage.kept])  # [B, M]
@@ -139,7 +140,8 @@ def _grow_fixed(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: 
         for nodes, rows in probs:
             draft_probs[:, nodes[0]] = rows
     sizes = live[:, 0].to(torch.int32) * all_tokens.shape[1]
-    tree = TokenTree(all_tokens, torch.where(live, shape.parents, -1), sizes, draft_probs)
+    parents, replaced = torch.where(live, shape.parents, -1), replacement and draft_probs is not None
+    tree = TokenTree(all_tokens, parents, sizes, draft_probs, replacement=replaced)
     tree.with_shape(torch.where(live, shape.depths, 0), torch.where(live[..., None], shape.words, 0))
     return Grown(tree, expanded.expand(batch, -1))
 

@@ -22,6 +22,7 @@ def first_nodes(tree: TokenTree, counts: Tensor, max_nodes: int) -> TokenTree:
         sizes,
         None if tree.draft_probs is None else tree.draft_probs[:, :max_nodes],
         tree.riders,
+        tree.replacement,
     )
     words = tree.words[:, :max_nodes, : num_words(max_nodes)]
     depths = torch.where(keep, tree.depths[:, :max_nodes], 0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from specdec.core import TreePolicy
+from specdec.core import TreePolicy, draws_with_replacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,11 @@ class Shallow:
     def fixed_shape(self) -> bool:
         """See TreePolicy."""
         return self.policy.fixed_shape
+
+    @property
+    def replacement(self) -> bool:
+        """See TreePolicy."""
+        return draws_with_replacement(self.policy)
 
     def branching(self, level: int) -> int:
         """See TreePolicy."""

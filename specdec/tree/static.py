@@ -14,17 +14,21 @@ class StaticTree:
     Args:
         paths: every node's path of ranks from the root; a node's parent must be listed too, and so must its better
             siblings (children are drawn best first, so a gap would throw a drawn child away).
+        replacement: where children are drawn, each is drawn from the whole distribution (SpecInfer's multi-step
+            speculative sampling, arXiv 2305.09781), not from what its siblings have left.
 
     Attributes:
         paths: the same as tuples, level by level.
+        replacement: as given.
 
     Raises:
-        ValueError: there is no path, or a parent or a better sibling is missing; the message names the path.
+        ValueError: there is no path, or a parent or a better sibling is missing; the message names the path. Or
+            `replacement` is not true or false.
     """
 
     fixed_shape = True
 
-    def __init__(self, paths: Sequence[Sequence[int]]):
+    def __init__(self, paths: Sequence[Sequence[int]], replacement: bool = False):
         if not all(isinstance(p, Sequence) and all(type(rank) is int for rank in p) for p in paths):
             raise ValueError(f"tree paths are {paths!r}; expected a list of lists of ranks, as in [[0], [1], [0, 0]]")
         nodes = sorted({tuple(p) for p in paths}, key=lambda p: (len(p), p))
@@ -39,6 +43,9 @@ class StaticTree:
                 raise ValueError(f"tree path {list(path)} has no parent; add {list(needed)}")
             if path[-1] and (*path[:-1], path[-1] - 1) not in known:
                 raise ValueError(f"tree path {list(path)} has no better sibling; add {[*path[:-1], path[-1] - 1]}")
+        if type(replacement) is not bool:
+            raise ValueError(f"tree.replacement is {replacement!r}; expected true or false")
+        self.replacement = replacement
         self.depth = max(map(len, nodes))
         self.max_nodes = len(nodes) + 1
         self.paths = tuple(nodes)

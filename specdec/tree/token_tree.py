@@ -32,9 +32,11 @@ class TokenTree:
         tokens: `[B, N]` int64; node 0 is the root, padding is 0.
         parents: `[B, N]` int32; -1 for the root and for padding, else `parents[:, j] < j`.
         sizes: `[B]` int32; live nodes, the rest of a row is padding.
-        draft_probs: `[B, N, V]` or None. Row j is the distribution node j's children were drawn from, without
-            replacement and in index order. None: children were fixed without drawing (n-gram, top-k).
+        draft_probs: `[B, N, V]` or None. Row j is the distribution node j's children were drawn from, in index order.
+            None: children were fixed without drawing (n-gram, top-k).
         riders: further rows for the target's forward, which are no nodes: nothing but `rows` knows them.
+        replacement: how siblings were drawn, where they were. False: without replacement, each from what the ones
+            before it have left of row j. True: each from all of row j, so that siblings may carry the same token.
     """
 
     tokens: Tensor
@@ -42,6 +44,7 @@ class TokenTree:
     sizes: Tensor
     draft_probs: Tensor | None = None
     riders: Riders | None = None
+    replacement: bool = False
 
     @property
     def batch_size(self) -> int:

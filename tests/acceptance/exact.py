@@ -90,18 +90,23 @@ class ExactSampling:
         return torch.tensor([self._choices.choose(torch.stack([1 - chance, chance])) == 1])
 
     def choose(
-        self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False
+        self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False, replacement: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Children without replacement, as Gumbel-top-k draws them; impossible tokens come when no other is left."""
+        """Children with replacement, or without, as Gumbel-top-k draws them."""
         log_probs = logits.log_softmax(-1)
         if fixed:
             values, tokens = log_probs.topk(count, dim=-1)
             return tokens, values, None
-        rows = [self._without_replacement(p, count) for p in log_probs[0].exp()]
+        draw = self._with_replacement if replacement else self._without_replacement
+        rows = [draw(p, count) for p in log_probs[0].exp()]
         tokens = torch.tensor([rows])  # [1, F, K]
         return tokens, log_probs.gather(-1, tokens), log_probs.exp()
 
+    def _with_replacement(self, probs: Tensor, count: int) -> list[int]:
+        return [self._choices.choose(probs) for _ in range(count)]
+
     def _without_replacement(self, probs: Tensor, count: int) -> list[int]:
+        """Impossible tokens come when no other is left."""
         left = probs.clone()
         drawn: list[int] = []
         while len(drawn) < count and float(left.sum()) > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
-from specdec.core import TreePolicy
+from specdec.core import TreePolicy, Verdict
 from specdec.tree.best_first import BestFirst
 from specdec.tree.static import StaticTree, chain
+from specdec.tree.token_tree import TokenTree
 
 from .exact import (
     ExactSampling,
@@ -54,6 +55,59 @@ def test_rejection_with_drawn_children(shape: str, kind: str) -> None:
     vocab, policy = POLICIES[shape]
     got, wanted = emitted_distribution(Rejection(), policy, *pair(kind, vocab))
     assert largest_difference(got, wanted) < ROUNDING
+
+
+REPLACED: dict[str, tuple[int, TreePolicy]] = {  # name -> vocabulary, shape; siblings may carry the same token
+    "chain of 2": (3, StaticTree([[0], [0, 0]], replacement=True)),
+    "two of two": (2, StaticTree([[0], [1]], replacement=True)),
+    "two children": (5, StaticTree([[0], [1]], replacement=True)),
+    "three children": (4, StaticTree([[0], [1], [2]], replacement=True)),
+    "more than there are tokens": (2, StaticTree([[0], [1], [2]], replacement=True)),
+    "below the second": (3, StaticTree([[0], [1], [1, 0]], replacement=True)),
+    "two levels": (3, StaticTree([[0], [1], [0, 0], [0, 1]], replacement=True)),
+    "three levels": (2, StaticTree([[0], [1], [0, 0], [1, 0], [0, 0, 0], [0, 0, 1]], replacement=True)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", REPLACED)
+def test_rejection_with_children_drawn_with_replacement(shape: str, kind: str) -> None:
+    vocab, policy = REPLACED[shape]
+    got, wanted = emitted_distribution(Rejection(), policy, *pair(kind, vocab))
+    assert largest_difference(got, wanted) < ROUNDING
+
+
+def test_how_siblings_were_drawn_is_needed() -> None:
+    """Drawn without replacement and judged as if with it, they bias the text. The other way round they do not (an equal
+    sibling counts as fixed, and its parent has nothing left for it), but less is accepted than could be."""
+
+    def confused(tree: TokenTree, *given: Any) -> Verdict:
+        return Rejection()(replace(tree, replacement=not tree.replacement), *given)
+
+    rule: Any = confused
+    paths, models = [[0], [1]], pair("random", 5)
+    got, wanted = emitted_distribution(rule, StaticTree(paths), *models)
+    assert largest_difference(got, wanted) > 1e-3
+    policy = StaticTree(paths, replacement=True)
+    got, wanted = emitted_distribution(rule, policy, *models)
+    assert largest_difference(got, wanted) < ROUNDING
+    trees = list(drafts(policy, models[1]))
+    assert accepted_length(Rejection(), trees, models[0]) > accepted_length(rule, trees, models[0]) + 1e-3
+
+
+def test_equal_siblings_are_offered_again() -> None:
+    """By hand. Two children from a draft of 1/2, 1/2, a target of 3/4, 1/4: token 0 is always taken, token 1 half of
+    the time, and what it leaves is all token 0: a second token 1 is refused, a second token 0 taken."""
+
+    def target(text: tuple[int, ...]) -> Tensor:
+        return torch.tensor([0.75, 0.25], dtype=torch.float64)
+
+    def drafter(text: tuple[int, ...]) -> Tensor:
+        return torch.tensor([0.5, 0.5], dtype=torch.float64)
+
+    trees = list(drafts(StaticTree([[0], [1]], replacement=True), drafter))
+    assert len(trees) == 4
+    assert accepted_length(Rejection(), trees, target) == pytest.approx(0.5 + 0.5 * (0.5 + 0.5 * 0.5))
 
 
 @pytest.mark.slow

@@ -29,11 +29,14 @@ VOCAB = 3
 LENGTH = 4
 TEXTS = 24_000
 CPU = torch.device("cpu")
-TREE = StaticTree([[0], [1], [0, 0], [1, 0], [0, 0, 0], [1, 0, 0]])
+PATHS = [[0], [1], [0, 0], [1, 0], [0, 0, 0], [1, 0, 0]]
+TREE, REPLACED = StaticTree(PATHS), StaticTree(PATHS, replacement=True)
 CASES: dict[str, tuple[AcceptanceRule, TreePolicy]] = {
     "rejection": (Rejection(), TREE),
     "block": (Block(), chain(3)),
     "traversal": (Traversal(), TREE),
+    "rejection, with replacement": (Rejection(), REPLACED),
+    "traversal, with replacement": (Traversal(), REPLACED),
 }
 # what follows each token: the draft likes to repeat what it has just drawn noise for
 TARGET = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.3, 0.2, 0.5]])
@@ -80,7 +83,7 @@ def test_steps_in_a_row(case: str) -> None:
     assert agreement(texts(*CASES[case])) > ALARM
 
 
-@pytest.mark.parametrize("case", ["rejection", "block", "traversal"])
+@pytest.mark.parametrize("case", CASES)
 def test_steps_in_a_row_with_top_k(case: str) -> None:
     """The two likeliest of the target; of the draft others, or all three, for two are equal at the cut."""
     kept = torch.where(TARGET >= 0.3, TARGET, 0.0)
@@ -102,10 +105,16 @@ def test_drafts_that_come_again_are_seen(case: str, monkeypatch: pytest.MonkeyPa
     assert agreement(texts(*CASES[case])) < ALARM
 
 
-def test_siblings_that_draw_alike_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traversal goes on below the next sibling knowing what the draft drew below the first."""
-    monkeypatch.setattr(StepSampling, "draft_keys", lambda step, depth, _: DRAFT_KEYS(step, depth, 1))
-    assert agreement(texts(*CASES["traversal"])) < ALARM
+@pytest.mark.parametrize("case", ["traversal", "rejection, with replacement", "traversal, with replacement"])
+def test_siblings_that_draw_alike_are_seen(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traversal goes on below the next sibling knowing what the draft drew below the first. With replacement, siblings
+    themselves are drawn with this noise."""
+
+    def alike(step: StepSampling, depth: int, count: int) -> Tensor:
+        return DRAFT_KEYS(step, depth, 1).expand(-1, -1, count)
+
+    monkeypatch.setattr(StepSampling, "draft_keys", alike)
+    assert agreement(texts(*CASES[case])) < ALARM
 
 
 def test_rejection_does_not_mind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from specdec.tree.token_tree import TokenTree
 
 from .exact import accepted_length, drafts, emitted_distribution, largest_difference, random_model
 from .pairs import KINDS, pair
-from .test_exact import POLICIES, ROUNDING
+from .test_exact import POLICIES, REPLACED, ROUNDING
 from .test_walks import batches
 
 DEEP = StaticTree([[0], [1], [0, 0], [0, 1], [0, 0, 0]])
@@ -38,6 +38,14 @@ SHAPES: dict[str, tuple[int, TreePolicy]] = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_traversal_is_lossless(shape: str, kind: str) -> None:
     vocab, policy = SHAPES[shape]
+    got, wanted = emitted_distribution(Traversal(), policy, *pair(kind, vocab))
+    assert largest_difference(got, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", REPLACED)
+def test_traversal_with_children_drawn_with_replacement(shape: str, kind: str) -> None:
+    vocab, policy = REPLACED[shape]
     got, wanted = emitted_distribution(Traversal(), policy, *pair(kind, vocab))
     assert largest_difference(got, wanted) < ROUNDING
 

@@ -136,14 +136,15 @@ def test_sampled_at_once(tree: TokenTree, seed: int, first: int) -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-@given(data=st.data(), seed=st.integers(0, 1000), first=st.integers(0, 3))
-def test_every_rule_at_once(name: str, data: st.DataObject, seed: int, first: int) -> None:
+@given(data=st.data(), seed=st.integers(0, 1000), first=st.integers(0, 3), replacement=st.booleans())
+def test_every_rule_at_once(name: str, data: st.DataObject, seed: int, first: int, replacement: bool) -> None:
     """What runs on a GPU, a kernel or torch that reads nothing, decides as the rule on a CPU; the noise is the same."""
     rule, trees = RULES[name]
     tree = data.draw(trees)
     logits = logits_for(tree, seed)
     draft_probs = logits_for(tree, seed + 1).softmax(-1)
-    drawn = TokenTree(tree.tokens, tree.parents, tree.sizes, draft_probs)
+    tokens = tree.tokens.clamp_max(1) if replacement else tree.tokens  # many equal siblings
+    drawn = TokenTree(tokens, tree.parents, tree.sizes, draft_probs, replacement=replacement)
     sampling = step(SAMPLED[first:] + SAMPLED[:first], tree)
     at_once = AtOnce(sampling._sampler, sampling.positions, tree.max_nodes, [])
     one, other = rule(drawn, logits, sampling), rule(drawn, logits, at_once)
@@ -164,7 +165,8 @@ def test_every_rule_is_greedy_at_temperature_zero(name: str, data: st.DataObject
         if j % 3 and j < tree.sizes[b]:  # longer walks
             logits[b, int(tree.parents[b, j]), tree.tokens[b, j]] = 5.0 + j
     targets = logits.argmax(-1)
-    drawn = TokenTree(tree.tokens, tree.parents, tree.sizes, logits_for(tree, seed + 1).softmax(-1))
+    probs = logits_for(tree, seed + 1).softmax(-1)
+    drawn = TokenTree(tree.tokens, tree.parents, tree.sizes, probs, replacement=bool(seed % 2))
     verdict = rule(drawn, logits, step([SamplingParams(), SamplingParams(temperature=1.0)], tree))
     for b in range(0, tree.batch_size, 2):
         path, last = naive_walk(tree, b, targets[b].tolist())

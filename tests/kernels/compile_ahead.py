@@ -208,14 +208,14 @@ def ngram_match_select(candidates: int = 64, matches: int = 2) -> Any:
     return ngram_match_select_kernel.warmup(INT64, INT32, INT32, candidates, MATCHES=matches, BLOCK=block, grid=(1,))
 
 
-def tree_rejection(dtype: str = "bfloat16", vocab: int = 151936, nodes: int = 64) -> Any:
+def tree_rejection(dtype: str = "bfloat16", vocab: int = 151936, nodes: int = 64, replacement: bool = False) -> Any:
     """One program a tree."""
     from specdec.kernels.tree_rejection.fused import BLOCK, WARPS, tree_rejection_kernel
 
     return tree_rejection_kernel.warmup(
         INT64, INT32, INT32, MockTensor(getattr(torch, dtype)), FLOAT32, INT32, INT32, FLOAT32, INT32, FLOAT32, FLOAT32,
         FLOAT32, FLOAT32, INT64, INT32, INT64, nodes, vocab, 8, nodes * vocab, vocab, nodes * vocab, vocab,
-        BLOCK=BLOCK, BLOCK_N=triton.next_power_of_2(nodes), grid=(1,), num_warps=WARPS,
+        BLOCK=BLOCK, BLOCK_N=triton.next_power_of_2(nodes), REPLACEMENT=replacement, grid=(1,), num_warps=WARPS,
     )  # fmt: skip
 
 

@@ -60,6 +60,7 @@ SMALL_OPS: list[Job] = [
     {"kernel": "target_tokens"},
     {"kernel": "target_tokens", "dtype": "float32", "rows": 2048},
     {"kernel": "tree_rejection"},
+    {"kernel": "tree_rejection", "replacement": True},
 ]
 
 

@@ -70,13 +70,13 @@ def poisoned(case: Any) -> Any:
     return case
 
 
-def rule(case: Any, params: list[SamplingParams]) -> Verdict:
+def rule(case: Any, params: list[SamplingParams], replacement: bool = False) -> Verdict:
     """What the rule of the loop decides."""
     batch, nodes, vocab = case["logits"].shape
     sampler = Sampler(batch, vocab, DEVICE)
     for slot, chosen in enumerate(params):
         sampler.start(slot, chosen, [])
-    tree = TokenTree(case["tokens"], case["parents"], case["sizes"], case["draft_probs"])
+    tree = TokenTree(case["tokens"], case["parents"], case["sizes"], case["draft_probs"], replacement=replacement)
     with stable_sort():
         verdict = Rejection()(tree, case["logits"], sampler.at(case["positions"], nodes, list(range(batch))))
     return verdict.path, verdict.num_accepted, verdict.next_token
@@ -88,18 +88,35 @@ def check_equal(found: Verdict, wanted: Verdict) -> None:
         assert got.tolist() == expected.tolist()
 
 
-def check(backend: Any, case: Any, params: list[SamplingParams]) -> Verdict:
-    found = tree_rejection(**poisoned(case), backend=backend)
-    check_equal(found, rule(case, params))
+def check(backend: Any, case: Any, params: list[SamplingParams], replacement: bool = False) -> Verdict:
+    found = tree_rejection(**poisoned(case), replacement=replacement, backend=backend)
+    check_equal(found, rule(case, params, replacement))
     return found
 
 
+@pytest.mark.parametrize("replacement", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("vocab", [1, 7, 129, 1000])
-def test_every_mix_of_settings(backend: Any, vocab: int) -> None:
+def test_every_mix_of_settings(backend: Any, vocab: int, replacement: bool) -> None:
     sizes = [5, 0, 8, 1, 6, 3, 7, 8, 2, 6, 8]
     dtype = {7: torch.bfloat16, 129: torch.float16}.get(vocab, torch.float32)
-    check(backend, make_case(sizes, vocab, SETTINGS, dtype, vocab), SETTINGS)
+    check(backend, make_case(sizes, vocab, SETTINGS, dtype, vocab), SETTINGS, replacement)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_siblings_drawn_with_replacement(backend: Any) -> None:
+    """Four children of the root drawn from a poor draft of three tokens: equal ones in every tree, some of them refused
+    before a later one is taken, and other decisions than without replacement."""
+    params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(40)]
+    case = make_case([5] * 40, 3, params, torch.float32, 11)
+    case["parents"][:, 1:] = 0
+    case["draft_probs"] = torch.randn(40, 5, 3, generator=torch.Generator().manual_seed(2)).softmax(-1).to(DEVICE)
+    generator = torch.Generator(DEVICE).manual_seed(3)
+    case["tokens"][:, 1:] = torch.multinomial(case["draft_probs"][:, 0], 4, replacement=True, generator=generator)
+    path, _, last = check(backend, case, params, replacement=True)
+    assert {-1, 1, 2, 3} <= set(path[:, 1].tolist())
+    other = tree_rejection(**case, backend=backend)
+    assert not torch.equal(path, other[0]) or not torch.equal(last, other[2])
 
 
 @pytest.mark.parametrize("backend", TRITON)
@@ -199,7 +216,7 @@ def test_distribution(backend: Any, draws: int) -> None:
     positions = torch.zeros(draws, dtype=torch.int32)
     drawn = noise.gumbel(noise.keys(chosen["seeds"], positions[:, None] + 1, noise.DRAFT_STREAM), 4)[:, 0]
     children = (draft.log() + drawn).topk(2).indices  # [draws, 2]
-    case = {
+    case: Any = {
         "tokens": torch.cat([torch.zeros(draws, 1, dtype=torch.int64), children], 1),
         "parents": torch.tensor([-1, 0, 0], dtype=torch.int32).expand(draws, 3),
         "sizes": torch.full((draws,), 3, dtype=torch.int32),

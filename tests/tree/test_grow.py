@@ -39,7 +39,7 @@ class TopK:
     paths_seen: list[list[list[Text]]] = field(default_factory=list)
 
     def choose(
-        self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False
+        self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False, replacement: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         assert path.shape == (*logits.shape[:2], depth)
         self.paths_seen.append([[tuple(p) for p in row] for row in path.tolist()])

@@ -7,6 +7,7 @@ import torch
 
 from specdec.core import TreePolicy
 from specdec.tree.best_first import BestFirst
+from specdec.tree.shallow import first_levels
 from specdec.tree.static import StaticTree, chain
 
 
@@ -46,6 +47,13 @@ def test_chain() -> None:
     assert (tree.depth, tree.max_nodes) == (3, 4)
     with pytest.raises(ValueError, match=r"chain length is 0; expected at least 1 \(drafter=none"):
         chain(0)
+
+
+def test_replacement_is_true_or_false() -> None:
+    assert not StaticTree([[0]]).replacement
+    assert first_levels(StaticTree([[0], [0, 0]], replacement=True), 1).replacement  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"tree[.]replacement is 'yes'; expected true or false"):
+        StaticTree([[0]], replacement="yes")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
