@@ -120,6 +120,12 @@ class Hybrid:
         riders = next((tree.riders for tree in trees if tree.riders is not None), None)
         return replace(self._combine(state, trees), riders=riders)
 
+    def proposals(self, state: State) -> dict[str, TokenTree]:
+        """See Drafter. Parts of one class are numbered."""
+        names = [type(part).__name__ for part in self.drafters]
+        names = [f"{n} {names[:j].count(n) + 1}" if names.count(n) > 1 else n for j, n in enumerate(names)]
+        return dict(zip(names, state.trees, strict=True))
+
     def _combine(self, state: State, trees: Sequence[TokenTree]) -> TokenTree:
         if self.mode == "merge":
             return union(trees, self.needs.max_nodes)

@@ -12,6 +12,7 @@ USAGE = """specdec: speculative decoding research
   specdec train experiment=...       make a shipped model again, or one like it
   specdec export drafter=...         write a head or a draft model as another engine reads it
   specdec report DIR...              write report.html of finished runs again
+  specdec trace DIR...               write the pages of what `specdec run trace=html` recorded again
   specdec bench ...                  time the kernels against their rivals; `specdec bench` lists what there is
   specdec --version
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "export": _export,
         "report": _report,
+        "trace": _trace,
         "bench": _bench,
     }
     name, rest = arguments[0], arguments[1:]
@@ -106,6 +108,20 @@ def _report(arguments: list[str]) -> int:
 
     for folder in folders:
         print(write_report(folder))
+    return 0
+
+
+def _trace(arguments: list[str]) -> int:
+    from pathlib import Path
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("specdec trace DIR...   write trace.html and trace.perfetto.json of runs with trace=html again")
+        return 0
+    from specdec.experiments.config import TRACES
+    from specdec.experiments.trace import render
+
+    for folder in map(Path, arguments):
+        print(*render(folder, TRACES), sep="\n")
     return 0
 
 

@@ -11,6 +11,8 @@ from specdec.attention import choose_backend
 from specdec.experiments.methods import Method, Spec, make_methods
 from specdec.experiments.validation import check_counts, check_keys, check_models, refuse_missing
 
+TRACES = ("html", "perfetto")
+
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -49,6 +51,7 @@ class RunConfig:
     backend: str
     measure: Measure
     stream: int | None
+    trace: tuple[str, ...] = ()
     allow_targets: tuple[str, ...] = ()
     resolved: dict[str, Any] = field(default_factory=dict)
 
@@ -62,7 +65,7 @@ class RunConfig:
         if "training" in raw:
             raise ValueError("this configuration trains a model: start it with `specdec train`")
         known = {"name", "target", "drafter", "tree", "acceptance", "sampling", "data", "backend", "tracker"}
-        check_keys(raw, known | {"methods", "measure", "stream", "allow_targets"}, "setting")
+        check_keys(raw, known | {"methods", "measure", "stream", "trace", "allow_targets"}, "setting")
         allowed = tuple(raw.get("allow_targets") or ())
         for kind in ("target", "data", "tracker"):
             if kind not in raw:
@@ -84,6 +87,7 @@ class RunConfig:
             backend=_backend(raw.get("backend")),
             measure=Measure(**measure),
             stream=stream,
+            trace=_trace(raw.get("trace")),
             allow_targets=allowed,
             resolved=dict(raw),
         )
@@ -94,3 +98,10 @@ def _backend(raw: Any) -> str:
     name = str(raw["attention"])
     choose_backend(name, loading.choose_device("auto"))
     return name
+
+
+def _trace(raw: Any) -> tuple[str, ...]:
+    names = [] if raw is None else [raw] if isinstance(raw, str) else raw
+    if not isinstance(names, list) or not all(name in TRACES for name in names):
+        raise ValueError(f"trace is {raw!r}; expected {', '.join(TRACES)}, a list of these, or null")
+    return tuple(names)

@@ -21,6 +21,7 @@ from specdec.experiments.measure import measure, plan, warm_up
 from specdec.experiments.records import Records, write_text
 from specdec.experiments.report import write_report
 from specdec.experiments.summary import summarise, without_nan
+from specdec.experiments.trace import trace_run
 from specdec.experiments.trackers.base import Guarded
 from specdec.experiments.tracking import track_request, track_summary
 from specdec.experiments.workbench import Bench, build
@@ -61,6 +62,8 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
         display.show_stream(console, bench, config.methods[-1], questions.items[0].turns[0], config.stream)
     tracker.start(directory, config.name, raw)
     total = _measure(config, bench, questions, records, tracker, console)
+    for file in trace_run(config, bench, questions.items[0], records, directory) if config.trace else []:
+        console.print(f"Trace: {file}", highlight=False, soft_wrap=True)
     summary = _summary(config, bench, questions, records, bandwidth, total)
     write_text(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_answers(directory / "answers", config.target["name"], list(records.finished.values()))

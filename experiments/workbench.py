@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class Bench:
 
     Attributes:
         engines: by method name, baselines before their methods.
+        make: a new engine of a method, which has seen nothing.
     """
 
     model: PreTrainedModel
@@ -32,6 +33,7 @@ class Bench:
     methods: tuple[Method, ...]
     engines: dict[str, Engine]
     cost: TargetCost
+    make: Callable[[Method], Engine]
 
     @property
     def device(self) -> torch.device:
@@ -72,10 +74,10 @@ def build(config: RunConfig) -> Bench:
     model = loading.instantiate(config.target, config.allow_targets, "target")
     tokenizer = loading.load_tokenizer(config.target["name"], bool(config.target.get("trust_remote_code", False)))
     loaded: dict[str, PreTrainedModel] = {}
-    engines = {}
-    for method in config.methods:
+
+    def make(method: Method) -> Engine:
         try:
-            engines[method.name] = Engine(
+            return Engine(
                 model,
                 _with_models(method.drafter, loaded),
                 method.tree,
@@ -85,7 +87,9 @@ def build(config: RunConfig) -> Bench:
             )
         except ValueError as error:
             raise ValueError(f"method {method.name}: {error}") from error
-    return Bench(model, tokenizer, config.methods, engines, target_cost(model, next(iter(engines.values()))))
+
+    engines = {method.name: make(method) for method in config.methods}
+    return Bench(model, tokenizer, config.methods, engines, target_cost(model, next(iter(engines.values()))), make)
 
 
 def _with_models(spec: Mapping[str, Any], loaded: dict[str, PreTrainedModel]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,27 @@ def _end_of(prompt: str) -> str:
 
 
 def _steps(row: Row, tokenizer: Any) -> list[Step]:
-    """The prefill's token, then every step's."""
+    """None where the tokens are not known."""
     ids: Sequence[int] = row.get("token_ids") or []
     if tokenizer is None or not ids:
         return []
+    return split_text(ids, [(size - 1, size) for size in row["accept_lengths"]], tokenizer)
+
+
+def split_text(ids: Sequence[int], sizes: Sequence[tuple[int, int]], tokenizer: Any) -> list[Step]:
+    """A text in its parts: the prefill's token, then every step's.
+
+    Args:
+        ids: of the text.
+        sizes: of every step, how many of its tokens were drafted, and all of them.
+    """
     pieces = TextPieces(tokenizer)
     steps, start = [Step("", pieces.push(ids[:1]), 1)], 1
-    for size in row["accept_lengths"]:
+    for drafted, size in sizes:
         part = ids[start : start + size]
-        steps.append(Step(pieces.push(part[:-1]), pieces.push(part[-1:]), size))
+        steps.append(Step(pieces.push(part[:drafted]), pieces.push(part[drafted:]), size))
         start += size
-    steps.append(Step("", pieces.flush(), 0))
+    steps[-1] = replace(steps[-1], own=steps[-1].own + pieces.flush())
     return steps
 
 
