@@ -110,14 +110,6 @@ def choose(chances: Chances, curve: CostCurve, max_nodes: int, max_depth: int, d
     return best
 
 
-def expected_tokens(paths: Sequence[Sequence[int]], chances: Chances) -> float:
-    """Tokens a step emits on average with the tree of these paths, the target's own included."""
-    total = 1.0
-    for path in paths:
-        total += float(np.prod([_row(chances, depth)[rank] for depth, rank in enumerate(path)]))
-    return total
-
-
 class Table:
     """The best trees of every size up to `max_nodes`, at most `depth` levels below the root.
 
@@ -155,7 +147,7 @@ class Table:
             self._first.insert(0, firsts)
 
     def tokens(self, nodes: int) -> float:
-        """Expected tokens of the best tree of exactly `nodes` nodes; -inf where there is none."""
+        """Emitted in a step by the best tree of exactly `nodes` nodes, expected; -inf where there is none."""
         return float(self._trees[0][nodes])
 
     def paths(self, nodes: int) -> tuple[Ranks, ...]:
