@@ -10,7 +10,8 @@ from specdec import loading, metrics
 from specdec.core import AcceptanceRule
 from specdec.experiments.methods import Method
 from specdec.experiments.records import Row
-from specdec.metrics import DecodingStats, RequestStats, TargetCost
+from specdec.metrics import DecodingStats, TargetCost
+from specdec.request_stats import RequestStats
 
 COUNTS = "prompt_tokens accept_lengths nodes proposed_depth accepted offered_by_depth accepted_by_depth".split()
 

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from specdec.core import TargetOutput
 from specdec.inspection import NAN_LOGITS
-from specdec.metrics import DecodingStats, PhaseClock, RequestStats
+from specdec.metrics import DecodingStats
+from specdec.phase_clock import PhaseClock
 from specdec.request import Generation, Request
+from specdec.request_stats import RequestStats
 from specdec.step import Step, on
 from specdec.tree.token_tree import TokenTree
 

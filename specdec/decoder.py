@@ -15,8 +15,9 @@ from specdec import loading
 from specdec.engine import Engine, serve
 from specdec.inputs import check_count, check_vocabulary, eos_ids, row_processors, settings_of, stop_criteria
 from specdec.inspection import check_length
-from specdec.metrics import DecodingStats, RequestStats
+from specdec.metrics import DecodingStats
 from specdec.request import Request
+from specdec.request_stats import RequestStats
 from specdec.sampling import SamplingParams
 from specdec.text import TextPieces
 

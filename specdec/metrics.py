@@ -6,85 +6,15 @@ sequence. Every step emits the accepted draft tokens and one token of the target
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-MOST_EVENTS = 4096  # of a PhaseClock, before it waits for them
+from specdec.request_stats import RequestStats, ratio
+
 PHASES = ("prefill", "draft", "verify", "accept", "commit", "host")
-
-
-@dataclass(slots=True)
-class RequestStats:
-    """Counts and times of one request.
-
-    Attributes:
-        prompt_tokens: tokens of the prompt.
-        accept_lengths: emitted tokens of every step, in order, the bonus included and nothing past the end. The first
-            token comes from the prefill and belongs to no step.
-        nodes: proposed draft nodes (roots not counted).
-        riders: rows that were run beside the trees and could not be accepted.
-        proposed_depth: sum over steps of the tree's height: draft tokens proposed along the depth.
-        accepted: accepted draft tokens (bonus not counted, cut or not).
-        offered_by_depth: steps in which the walk stood at a node of depth d - 1 that had children, for d = 1, 2, ...
-        accepted_by_depth: steps in which a node of depth d was accepted, for d = 1, 2, ...
-        start, first, end: seconds on one clock: entering, first token, last token.
-    """
-
-    prompt_tokens: int = 0
-    accept_lengths: list[int] = field(default_factory=list)
-    nodes: int = 0
-    riders: int = 0
-    proposed_depth: int = 0
-    accepted: int = 0
-    offered_by_depth: list[int] = field(default_factory=list)
-    accepted_by_depth: list[int] = field(default_factory=list)
-    start: float = 0.0
-    first: float = 0.0
-    end: float = 0.0
-
-    @property
-    def steps(self) -> int:
-        """Verify passes that served this request."""
-        return len(self.accept_lengths)
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens emitted, the prefill's first one included."""
-        return sum(self.accept_lengths) + (self.first > 0)
-
-    @property
-    def ttft(self) -> float:
-        """Seconds from entering to the first token."""
-        return self.first - self.start
-
-    @property
-    def tpot(self) -> float:
-        """Seconds per output token after the first."""
-        return (self.end - self.first) / max(self.new_tokens - 1, 1)
-
-    @property
-    def mean_accepted_length(self) -> float:
-        """This request's emitted tokens per step; NaN without a step."""
-        return _ratio(sum(self.accept_lengths), self.steps)
-
-    def record(self, emitted: int, kept: int, size: int, height: int, offered: bool, riders: int = 0) -> None:
-        """One step: `emitted` tokens of which `kept` were before the end; the tree's size and height; whether the node
-        at which the walk stopped had children; the rows beside the tree."""
-        self.accept_lengths.append(kept)
-        self.nodes += size - 1
-        self.riders += riders
-        self.proposed_depth += height
-        self.accepted += emitted - 1
-        reached = emitted if offered else emitted - 1
-        for counts, depth in ((self.offered_by_depth, reached), (self.accepted_by_depth, emitted - 1)):
-            counts.extend([0] * (depth - len(counts)))
-            for d in range(depth):
-                counts[d] += 1
 
 
 @dataclass(slots=True)
@@ -122,29 +52,29 @@ class DecodingStats:
     @property
     def mean_accepted_length_pooled(self) -> float:
         """Sum of emitted tokens / sum of steps, bonus included."""
-        return _ratio(sum(sum(r.accept_lengths) for r in self.requests), self.steps)
+        return ratio(sum(sum(r.accept_lengths) for r in self.requests), self.steps)
 
     @property
     def mean_accepted_length_per_request(self) -> float:
         """Mean over requests of their own mean accepted length."""
         means = [r.mean_accepted_length for r in self.requests if r.steps]
-        return _ratio(sum(means), len(means))
+        return ratio(sum(means), len(means))
 
     @property
     def block_efficiency(self) -> float:
         """Tokens per target forward of a request: (emitted tokens + the prefill's) / (steps + 1 prefill)."""
         started = sum(r.first > 0 for r in self.requests)
-        return _ratio(self.new_tokens, self.steps + started)
+        return ratio(self.new_tokens, self.steps + started)
 
     @property
     def draft_acceptance_rate(self) -> float:
         """Accepted draft tokens / draft tokens proposed along the depth (a tree proposes its height)."""
-        return _ratio(self._sum("accepted"), self._sum("proposed_depth"))
+        return ratio(self._sum("accepted"), self._sum("proposed_depth"))
 
     @property
     def node_acceptance_rate(self) -> float:
         """Accepted draft tokens / proposed draft nodes."""
-        return _ratio(self._sum("accepted"), self._sum("nodes"))
+        return ratio(self._sum("accepted"), self._sum("nodes"))
 
     @property
     def acceptance_by_depth(self) -> dict[str, list[float]]:
@@ -154,8 +84,8 @@ class DecodingStats:
         accepted = _add(r.accepted_by_depth for r in self.requests)
         accepted += [0] * (len(offered) - len(accepted))
         return {
-            "conditional": [_ratio(a, o) for a, o in zip(accepted, offered, strict=True)],
-            "unconditional": [_ratio(a, self.steps) for a in accepted],
+            "conditional": [ratio(a, o) for a, o in zip(accepted, offered, strict=True)],
+            "unconditional": [ratio(a, self.steps) for a in accepted],
         }
 
     @property
@@ -176,12 +106,12 @@ class DecodingStats:
     @property
     def tokens_per_second(self) -> float:
         """New tokens / seconds of all phases, the prefill included."""
-        return _ratio(self.new_tokens, sum(self.phases.values()))
+        return ratio(self.new_tokens, sum(self.phases.values()))
 
     @property
     def phase_share(self) -> dict[str, float]:
         """Each decoding phase's share of `decode_seconds`."""
-        return {p: _ratio(s, self.decode_seconds) for p, s in self.phases.items() if p != "prefill"}
+        return {p: ratio(s, self.decode_seconds) for p, s in self.phases.items() if p != "prefill"}
 
     def summary(self) -> dict[str, object]:
         """Every metric by its name, for trackers and reports."""
@@ -231,7 +161,7 @@ class TargetCost:
     def mbu(self, stats: DecodingStats, peak_bandwidth: float) -> float:
         """Memory bandwidth utilisation: `bytes_moved` / seconds of all phases but the prefill / the bandwidth of a
         large copy on this device, measured. Above 1 is possible where the weights stay in a cache."""
-        return _ratio(self.bytes_moved(stats), stats.decode_seconds * peak_bandwidth)
+        return ratio(self.bytes_moved(stats), stats.decode_seconds * peak_bandwidth)
 
     def model_flops(self, stats: DecodingStats) -> int:
         """Floating-point operations of the target: 2 x its weights x rows, where rows are the prompts' tokens, every
@@ -281,7 +211,7 @@ def speedup(
 
 def divergence_rate(different: int, compared: int) -> float:
     """Texts that differ from the baseline's in any token, numeric ties included / texts compared."""
-    return _ratio(different, compared)
+    return ratio(different, compared)
 
 
 def peak_memory(requests: Iterable[int]) -> int:
@@ -302,50 +232,6 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     """The 20th, 50th and 80th percentile, linearly interpolated; NaN of nothing."""
     found = np.quantile(values, [0.2, 0.5, 0.8]) if values else [float("nan")] * 3
     return {name: float(value) for name, value in zip(("p20", "p50", "p80"), found, strict=True)}
-
-
-class PhaseClock:
-    """Adds the time since the last lap to a phase. On a GPU it records events and reads them when asked."""
-
-    def __init__(self, stats: DecodingStats, device: torch.device):
-        self._stats = stats
-        self._cuda = device.type == "cuda"
-        self._events: list[tuple[str, torch.cuda.Event]] = []
-        self._last = time.perf_counter()
-        self.lap("host")
-
-    def lap(self, phase: str) -> None:
-        """What happened since the last lap was `phase`."""
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._events.append((phase, event))
-            if len(self._events) > MOST_EVENTS:
-                self.finish()
-            return
-        now = time.perf_counter()
-        self._stats.phases[phase] += now - self._last
-        self._last = now
-
-    def skip(self) -> None:
-        """What happened since the last lap was not ours (a consumer of a stream)."""
-        if self._cuda:
-            self.lap("")
-        self._last = time.perf_counter()
-
-    def finish(self) -> None:
-        """Settle events into seconds."""
-        if not self._events:
-            return
-        torch.cuda.synchronize()
-        for (_, before), (phase, event) in zip(self._events, self._events[1:], strict=False):
-            if phase:  # else skipped
-                self._stats.phases[phase] += before.elapsed_time(event) / 1000
-        del self._events[:-1]  # where the next phase begins
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else float("nan")
 
 
 def _add(rows: Iterable[Sequence[int]]) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
-from specdec.metrics import RequestStats
+from specdec.request_stats import RequestStats
 from specdec.sampling import SamplingParams
 
 

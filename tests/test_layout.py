@@ -24,7 +24,7 @@ LEVELS = (
     {"tree", "sampling", "core"},  # core imports tree.token_tree, tree policies are written against core's contracts
     {"acceptance", "cache"},
     {"attention", "packing", "inspection", "partial", "compiled", "target", "hub", "quantization", "loading", "heads"},
-    {"metrics", "request", "step", "capture", "decode"},
+    {"request_stats", "metrics", "phase_clock", "request", "step", "capture", "decode"},
     {"inputs", "text", "engine", "decoder", "api", "hf"},
     {"specdec"},  # specdec/__init__.py
 )

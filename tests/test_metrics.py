@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from specdec import metrics
-from specdec.metrics import DecodingStats, RequestStats, TargetCost
+from specdec import metrics, phase_clock
+from specdec.metrics import DecodingStats, TargetCost
+from specdec.request_stats import RequestStats
 
 
 def request(
@@ -174,9 +175,9 @@ def test_phases_on_a_gpu_are_settled_as_they_pile_up(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(metrics, "MOST_EVENTS", 5)
+    monkeypatch.setattr(phase_clock, "MOST_EVENTS", 5)
     stats = DecodingStats()
-    clock = metrics.PhaseClock(stats, torch.device("cuda"))
+    clock = phase_clock.PhaseClock(stats, torch.device("cuda"))
     for _ in range(20):
         for phase, seconds in (("draft", 1.0), ("verify", 5.0), ("", 100.0)):
             now[0] += seconds

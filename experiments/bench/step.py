@@ -20,8 +20,9 @@ from specdec.experiments.bench.cost import step_cost
 from specdec.experiments.bench.grid import StepCell
 from specdec.experiments.bench.rates import Rates
 from specdec.experiments.bench.stand_ins import Accepting, AnyChain, fill
-from specdec.metrics import DecodingStats, RequestStats
+from specdec.metrics import DecodingStats
 from specdec.request import Generation, Request
+from specdec.request_stats import RequestStats
 from specdec.step import Step
 from specdec.target import Target
 
