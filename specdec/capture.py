@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specdec.compiled import bucket, buckets, warm
+from specdec.buckets import bucket, buckets, warm
 from specdec.core import AcceptanceRule, Drafter, TargetOutput, Verdict
 from specdec.decode import decode
 from specdec.request import Request

@@ -14,27 +14,24 @@ of the time.
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import hashlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from tqdm import tqdm
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
+from specdec import attention_operator
 from specdec.attention import evaluating, plugged_in
-from specdec.cache import MAX_SPANS, Places, RowsOnly, TreeCache
+from specdec.buckets import bucket
+from specdec.cache import RowsOnly, TreeCache
 from specdec.core import TargetOutput
-from specdec.kernels.tree_attention import Plan, make_plan, packed, tree_attention
+from specdec.packed_weights import fingerprint, forget, share
 from specdec.tree.token_tree import num_words
 
 NAME = "specdec_compiled"
@@ -42,99 +39,7 @@ NAME = "specdec_compiled"
 Home = tuple[int, int, int, int]  # of a layer: the arena of its keys and the index in it, and those of its values
 Key = tuple[Any, ...]
 
-# ---------------------------------------------------------------------------------------------------- the operator
-# Not `torch.library.custom_op`: with so many tensors its wrapper takes 110 us a call and layer, this way takes 5.
-_library = torch.library.Library("specdec", "FRAGMENT")
-_library.define(
-    "tree_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, int key_index, int value_index, "
-    "Tensor block_table, Tensor row_starts, Tensor context_lens, Tensor tree_sizes, Tensor words, Tensor counts, "
-    "Tensor places, int layer, float scale, int window, float softcap, Tensor? sinks, str backend) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What the layers of one pass share. `address` of context_lens says which pass it is.
-
-    Attributes:
-        rows: `[R]` int64, rows that are written; None for all, or where `written` has spans.
-    """
-
-    address: int
-    plan: Plan | None
-    written: Places
-    rows: Tensor | None
-
-
-# Made by layer 0 of every pass for the layers after it: the host reads lengths and words once a pass, not once a layer.
-_step: list[_Step] = []
-
-
-def _attend(
-    q: Tensor,  # [1, Hq, R, D] with R = B * N
-    k: Tensor,  # [1, Hkv, R, D], new rows
-    v: Tensor,  # [1, Hkv, R, Dv]
-    keys: Tensor,  # [layers, B, Hkv, room, D], written in place
-    values: Tensor,  # [layers, B, Hkv, room, Dv], written in place
-    key_index: int,
-    value_index: int,
-    block_table: Tensor,  # [B, 1] int32
-    row_starts: Tensor,  # [B + 1] int32
-    context_lens: Tensor,  # [B] int32
-    tree_sizes: Tensor,  # [B] int32, nodes in the scratch places, those of earlier passes included
-    words: Tensor,  # [R, W] int64
-    counts: Tensor,  # [B] int32, live nodes of this pass
-    places: Tensor,  # [B] int32, where this pass's first node of each sequence goes
-    layer: int,
-    scale: float,
-    window: int,
-    softcap: float,
-    sinks: Tensor | None,  # [Hq]
-    backend: str,
-) -> Tensor:
-    """Write the live rows' KV, then attend: `[1, R, Hq, Dv]`."""
-    step = _step[0] if _step else None
-    if layer == 0 or step is None or step.address != context_lens.data_ptr():
-        plan = make_plan(block_table, row_starts, context_lens, tree_sizes, words) if backend == "packed" else None
-        step = _Step(context_lens.data_ptr(), plan, *_written(counts, places, words.shape[0]))
-        _step[:] = [step]
-    k_pool, v_pool = keys[key_index], values[value_index]  # [B, Hkv, room, D]
-    for pool, rows in ((k_pool, k[0]), (v_pool, v[0])):
-        step.written.write(pool, rows if step.rows is None else rows[:, step.rows])
-    q = q[0].transpose(0, 1)  # [R, Hq, D]
-    if step.plan is not None:
-        output = packed.attend(q, k_pool, v_pool, step.plan, scale=scale, window=window, softcap=softcap, sinks=sinks)
-    else:
-        output = tree_attention(
-            q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words,
-            scale=scale, window=window, softcap=softcap, sinks=sinks, backend=backend,  # type: ignore[arg-type]
-        )  # fmt: skip
-    return output.contiguous()[None]
-
-
-def _written(counts: Tensor, places: Tensor, rows: int) -> tuple[Places, Tensor | None]:
-    """Where the live ones of `[B, N]` rows go, and which they are (None: all, or spans say it)."""
-    nodes = rows // len(counts)
-    live = [(b, count) for b, count in enumerate(counts.tolist()) if count]
-    if len(live) <= MAX_SPANS:
-        starts = places.tolist()
-        spans = [(b, starts[b], b * nodes, count) for b, count in live]
-        return Places(counts, places, spans), None
-    index = torch.tensor([b * nodes + j for b, count in live for j in range(count)], device=counts.device)
-    slots = index // nodes
-    return Places(slots, places[slots] + index % nodes), None if len(index) == rows else index
-
-
-def _attend_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
-    return q.new_empty(1, q.shape[2], q.shape[1], v.shape[3])
-
-
-_library.impl("tree_attention", _attend, "CompositeExplicitAutograd")
-torch.library.register_fake("specdec::tree_attention", _attend_fake, lib=_library)
-
-
-# ------------------------------------------------------------------------------------------------- what is compiled
 class _Pass(RowsOnly):
     """One forward pass inside the graph: the cache as the model sees it, and what its attention function is told.
 
@@ -236,7 +141,6 @@ def _no_guards(guards: Sequence[object]) -> list[bool]:
     return [False] * len(guards)
 
 
-# ------------------------------------------------------------------------------------------------------- the graphs
 @dataclass(eq=False)
 class _Graphs:
     """Everything compiled for one model. Holds its weights, but not the model.
@@ -286,7 +190,7 @@ class CompiledForward:
         """The cache is allocated, requests will come; graphs of weights that have changed since are dropped."""
         self._max_nodes = max_nodes
         self._homes = _homes(cache)
-        weights = _fingerprint(self._model)
+        weights = fingerprint(self._model)
         kept = _kept.get(self._model)
         if kept is None or kept.weights != weights:
             _kept[self._model] = _Graphs(weights)
@@ -320,7 +224,7 @@ class CompiledForward:
                 logits, hidden = self._compile(kept, key, arguments)
             else:
                 logits, hidden = graph(*arguments)
-        _step.clear()
+        attention_operator.forget_step()
         taken = {layer: x[:, :nodes] for layer, x in zip(self._taps, hidden, strict=True)}
         return TargetOutput(logits[:, :nodes], taken)
 
@@ -345,27 +249,10 @@ class CompiledForward:
                 f"{type(self._model).__name__} could not be compiled ({type(error).__name__}: {reason.strip()}); "
                 "use compile=False"
             ) from error
-        _share(PyCodeCache.modules[modules:], kept.packed)
-        finalize(own, _forget, PyCodeCache.modules[modules:])
+        share(PyCodeCache.modules[modules:], kept.packed)
+        finalize(own, forget, PyCodeCache.modules[modules:])
         kept.graphs[key] = graph
         return output
-
-
-def bucket(nodes: int, most: int) -> int:
-    """Nodes that a tree of `nodes` is padded to, when trees have `most` nodes at most."""
-    power = 1 << (nodes - 1).bit_length()
-    return min(power, most) if nodes <= most else power
-
-
-def buckets(most: int) -> list[int]:
-    """All that `bucket` gives."""
-    return sorted({bucket(nodes, most) for nodes in range(1, most + 1)})
-
-
-def warm(run: Callable[[int], object], sizes: Sequence[int], what: str) -> None:
-    """Run every bucket once, with a progress bar on stderr."""
-    for size in tqdm(sizes, f"compiling {what}", file=sys.stderr, unit="size"):
-        run(size)
 
 
 def check_compiler(device: torch.device) -> None:
@@ -397,45 +284,3 @@ def _homes(cache: TreeCache) -> tuple[Home, ...]:
         return owners[view.untyped_storage().data_ptr()], view.storage_offset() // max(1, view.numel())
 
     return tuple((*home(keys), *home(values)) for keys, values in zip(cache.keys, cache.values, strict=True))
-
-
-def _fingerprint(model: PreTrainedModel) -> tuple[object, ...]:
-    """Changes when a weight is replaced or written to."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors)
-
-
-def _share(modules: Sequence[ModuleType], known: dict[bytes, Tensor]) -> None:
-    """Weights that an earlier graph has packed the same way are put in place of those in `modules`.
-
-    Every graph packs for itself. Whoever holds one of these tensors (the module, inductor's table of constants) holds
-    it in a dictionary.
-    """
-    twins: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a packed weight, and the known one with the same bytes
-    for value in [x for m in modules for x in vars(m).values()]:
-        if isinstance(value, Tensor) and value.is_mkldnn:
-            same = known.setdefault(_digest(value), value)
-            if same is not value:
-                twins[id(value)] = (value, same)
-    if not twins:
-        return
-    for holder in gc.get_referrers(*(mine for mine, _ in twins.values())):
-        if isinstance(holder, dict):
-            for name, value in list(holder.items()):
-                if isinstance(value, Tensor) and id(value) in twins and isinstance(name, str):
-                    holder[name] = twins[id(value)][1]
-
-
-def _digest(weight: Tensor) -> bytes:
-    """Of a packed weight's layout and bytes."""
-    count = torch.ops.mkldnn._nbytes(weight)
-    digest = hashlib.sha256(torch.ops.mkldnn._get_mkldnn_serialized_md(weight).numpy().tobytes())
-    digest.update((ctypes.c_char * count).from_address(torch.ops.mkldnn.data_ptr(weight)))
-    return digest.digest()
-
-
-def _forget(modules: Sequence[ModuleType]) -> None:
-    """A graph is gone; torch keeps the modules of its code for good, but their weights need not stay."""
-    for module in modules:
-        for name in [name for name, value in vars(module).items() if isinstance(value, Tensor)]:
-            delattr(module, name)

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from specdec import inspection
 from specdec.attention import attention_configs, choose_backend, evaluating, plugged_in
+from specdec.buckets import buckets, warm
 from specdec.cache import CacheView, TreeCache
-from specdec.compiled import CompiledForward, buckets, warm
+from specdec.compiled import CompiledForward
 from specdec.core import Drafter, TargetOutput, Verdict
 from specdec.packing import Rows, pack_nodes, prefill_pieces
 from specdec.tree.riders import rider_rows

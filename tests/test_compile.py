@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 import specdec
 from specdec import compiled
+from specdec.buckets import bucket, buckets
 from specdec.cache import Places
 from specdec.drafters.draft_model import DraftModel
 from specdec.engine import Engine
@@ -98,11 +99,11 @@ def test_one_graph_for_all_lengths() -> None:
 
 
 def test_buckets() -> None:
-    assert compiled.buckets(1) == [1]
-    assert compiled.buckets(8) == [1, 2, 4, 8]
-    assert compiled.buckets(12) == [1, 2, 4, 8, 12]
-    assert [compiled.bucket(n, 12) for n in (1, 3, 8, 9, 12)] == [1, 4, 8, 12, 12]
-    assert compiled.bucket(5, 1) == 8
+    assert buckets(1) == [1]
+    assert buckets(8) == [1, 2, 4, 8]
+    assert buckets(12) == [1, 2, 4, 8, 12]
+    assert [bucket(n, 12) for n in (1, 3, 8, 9, 12)] == [1, 4, 8, 12, 12]
+    assert bucket(5, 1) == 8
 
 
 @pytest.mark.parametrize("batch", [2, 6])  # copies by span, one indexed write

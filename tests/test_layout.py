@@ -23,7 +23,10 @@ LEVELS = (
     {"kernels", "noise", "conf"},
     {"tree", "sampling", "core"},  # core imports tree.token_tree, tree policies are written against core's contracts
     {"acceptance", "cache"},
-    {"attention", "packing", "inspection", "partial", "compiled", "target", "hub", "quantization", "loading", "heads"},
+    {
+        *("attention", "packing", "inspection", "partial", "target", "hub", "quantization", "loading", "heads"),
+        *("attention_operator", "buckets", "packed_weights", "compiled"),
+    },
     {"request_stats", "metrics", "phase_clock", "request", "step", "capture", "decode"},
     {"inputs", "text", "engine", "decoder", "api", "hf"},
     {"specdec"},  # specdec/__init__.py

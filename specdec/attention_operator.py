@@ -1,0 +1,110 @@
+"""`specdec::tree_attention`: writes a pass's new rows into the KV arena in place and attends, out of a graph's sight.
+
+Importing this module registers it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.cache import MAX_SPANS, Places
+from specdec.kernels.tree_attention import Plan, make_plan, packed, tree_attention
+
+# Not `torch.library.custom_op`: with so many tensors its wrapper takes 110 us a call and layer, this way takes 5.
+_library = torch.library.Library("specdec", "FRAGMENT")
+_library.define(
+    "tree_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, int key_index, int value_index, "
+    "Tensor block_table, Tensor row_starts, Tensor context_lens, Tensor tree_sizes, Tensor words, Tensor counts, "
+    "Tensor places, int layer, float scale, int window, float softcap, Tensor? sinks, str backend) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What the layers of one pass share. `address` of context_lens says which pass it is.
+
+    Attributes:
+        rows: `[R]` int64, rows that are written; None for all, or where `written` has spans.
+    """
+
+    address: int
+    plan: Plan | None
+    written: Places
+    rows: Tensor | None
+
+
+# Made by layer 0 of every pass for the layers after it: the host reads lengths and words once a pass, not once a layer.
+_step: list[_Step] = []
+
+
+def _attend(
+    q: Tensor,  # [1, Hq, R, D] with R = B * N
+    k: Tensor,  # [1, Hkv, R, D], new rows
+    v: Tensor,  # [1, Hkv, R, Dv]
+    keys: Tensor,  # [layers, B, Hkv, room, D], written in place
+    values: Tensor,  # [layers, B, Hkv, room, Dv], written in place
+    key_index: int,
+    value_index: int,
+    block_table: Tensor,  # [B, 1] int32
+    row_starts: Tensor,  # [B + 1] int32
+    context_lens: Tensor,  # [B] int32
+    tree_sizes: Tensor,  # [B] int32, nodes in the scratch places, those of earlier passes included
+    words: Tensor,  # [R, W] int64
+    counts: Tensor,  # [B] int32, live nodes of this pass
+    places: Tensor,  # [B] int32, where this pass's first node of each sequence goes
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None,  # [Hq]
+    backend: str,
+) -> Tensor:
+    """Write the live rows' KV, then attend: `[1, R, Hq, Dv]`."""
+    step = _step[0] if _step else None
+    if layer == 0 or step is None or step.address != context_lens.data_ptr():
+        plan = make_plan(block_table, row_starts, context_lens, tree_sizes, words) if backend == "packed" else None
+        step = _Step(context_lens.data_ptr(), plan, *_written(counts, places, words.shape[0]))
+        _step[:] = [step]
+    k_pool, v_pool = keys[key_index], values[value_index]  # [B, Hkv, room, D]
+    for pool, rows in ((k_pool, k[0]), (v_pool, v[0])):
+        step.written.write(pool, rows if step.rows is None else rows[:, step.rows])
+    q = q[0].transpose(0, 1)  # [R, Hq, D]
+    if step.plan is not None:
+        output = packed.attend(q, k_pool, v_pool, step.plan, scale=scale, window=window, softcap=softcap, sinks=sinks)
+    else:
+        output = tree_attention(
+            q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words,
+            scale=scale, window=window, softcap=softcap, sinks=sinks, backend=backend,  # type: ignore[arg-type]
+        )  # fmt: skip
+    return output.contiguous()[None]
+
+
+def _written(counts: Tensor, places: Tensor, rows: int) -> tuple[Places, Tensor | None]:
+    """Where the live ones of `[B, N]` rows go, and which they are (None: all, or spans say it)."""
+    nodes = rows // len(counts)
+    live = [(b, count) for b, count in enumerate(counts.tolist()) if count]
+    if len(live) <= MAX_SPANS:
+        starts = places.tolist()
+        spans = [(b, starts[b], b * nodes, count) for b, count in live]
+        return Places(counts, places, spans), None
+    index = torch.tensor([b * nodes + j for b, count in live for j in range(count)], device=counts.device)
+    slots = index // nodes
+    return Places(slots, places[slots] + index % nodes), None if len(index) == rows else index
+
+
+def _attend_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
+    return q.new_empty(1, q.shape[2], q.shape[1], v.shape[3])
+
+
+_library.impl("tree_attention", _attend, "CompositeExplicitAutograd")
+torch.library.register_fake("specdec::tree_attention", _attend_fake, lib=_library)
+
+
+def forget_step() -> None:
+    """The pass is over."""
+    _step.clear()
