@@ -11,7 +11,7 @@ import os
 import struct
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +90,14 @@ class Datastore:
             expected = SIZE + self.tokens * (width + 4)
             if size != expected:
                 raise ValueError(f"{path} has {size:,} bytes, its header says {expected:,}: it is cut off; {again}")
-            self._bytes = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        self._width, self._code, self._end = width, "H" if width == 2 else "I", SIZE + self.tokens * width
-        whole = memoryview(self._bytes)
-        if zlib.crc32(whole[SIZE:]) != checksum:
+            end = SIZE + self.tokens * width
+            whole = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            self._bytes = mmap.mmap(opened.fileno(), end, access=mmap.ACCESS_READ)  # slices end where the tokens do
+        if zlib.crc32(memoryview(whole)[SIZE:]) != checksum:
             raise ValueError(f"{path} is damaged: its checksum is another one; {again}")
-        self._suffixes: Sequence[int] = whole[self._end :].cast("I")
+        self._width, self._code = width, "H" if width == 2 else "I"
+        self._suffixes: Sequence[int] = memoryview(whole)[end:].cast("I")
+        self._text = np.frombuffer(self._bytes, f">u{width}", offset=SIZE)  # [T]
 
     def find(self, text: Sequence[int], shortest: int) -> tuple[int, int, int]:
         """The longest suffix of `text`, of at least `shortest` tokens, that occurs: its length, and the range of the
@@ -105,8 +107,9 @@ class Datastore:
         while low <= high:
             length = (low + high) // 2
             part = wanted[len(wanted) - length * self._width :]
-            first = bisect_left(self._suffixes, part, key=lambda at: self._bytes_at(at, length))
-            if first < self.tokens and self._bytes_at(self._suffixes[first], length) == part:
+            begins = self._beginnings(length)
+            first = bisect_left(self._suffixes, part, key=begins)
+            if first < self.tokens and begins(self._suffixes[first]) == part:
                 found, low = (length, first, 0), length + 1
             else:
                 high = length - 1
@@ -114,7 +117,7 @@ class Datastore:
         if not length:
             return found
         part = wanted[len(wanted) - length * self._width :]
-        last = bisect_right(self._suffixes, part, first, key=lambda at: self._bytes_at(at, length))
+        last = bisect_right(self._suffixes, part, first, key=self._beginnings(length))
         return length, first, last
 
     def continuations(self, match: tuple[int, int, int], length: int, most: int) -> list[list[int]]:
@@ -125,17 +128,20 @@ class Datastore:
         """
         matched, first, last = match
         count = min(last - first, most)
+        every = (first + (2 * i + 1) * (last - first) // (2 * count) for i in range(count))
+        starts = [self._suffixes[place] + matched for place in every]
+        places = np.add.outer(np.array(starts, dtype=np.int64), np.arange(length))  # [count, length]
+        rows = self._text[np.minimum(places, self.tokens - 1)].tolist()
         found = []
-        for i in range(count):
-            at = self._suffixes[first + (2 * i + 1) * (last - first) // (2 * count)] + matched
-            part = self._bytes_at(at, length)
-            tokens = list(struct.unpack(f">{len(part) // self._width}{self._code}", part))
+        for start, tokens in zip(starts, rows, strict=True):
+            if start + length > self.tokens:
+                tokens = tokens[: self.tokens - start]
             if self._separator in tokens:
                 tokens = tokens[: tokens.index(self._separator) + 1]
             found.append(tokens)
         return found
 
-    def _bytes_at(self, at: int, length: int) -> bytes:
-        """Of `length` tokens, or of those there are to the end."""
-        start = SIZE + at * self._width
-        return self._bytes[start : min(start + length * self._width, self._end)]
+    def _beginnings(self, length: int) -> Callable[[int], bytes]:
+        """A function of a place: the bytes of `length` tokens from there on, or of those there are to the end."""
+        whole, width, count = self._bytes, self._width, length * self._width
+        return lambda at: whole[(start := SIZE + at * width) : start + count]

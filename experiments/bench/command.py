@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from specdec.experiments.bench import curve, measure, ops, step, tables
+from specdec.experiments.bench import curve, measure, ops, retrieval, step, tables
 from specdec.experiments.bench.grid import Cell, cells, step_cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
 from specdec.experiments.bench.op_runs import OPS
@@ -23,7 +23,7 @@ from specdec.experiments.bench.plot import cost_curve, roofline
 from specdec.experiments.bench.rates import Rates, measure_rates
 from specdec.experiments.bench.results import Results, load
 from specdec.experiments.bench.rivals import methods
-from specdec.experiments.bench.settings import Settings, read_settings
+from specdec.experiments.bench.settings import Settings, from_named, read_settings
 from specdec.experiments.bench.stand_ins import random_model
 from specdec.loading import unknown
 
@@ -39,6 +39,9 @@ USAGE = f"""specdec bench: the kernels against their rivals, on this machine
                       [prompts=N] [tokens=N] [ranks=K] [temperature=T] [device=NAME]
                                     a step's cost by its nodes, with a drafter also what a level of drafts costs and how
                                     often each rank is right: for tree=sequoia and drafter=adaptive
+  specdec bench retrieval [datastore=NAME] [packages=NAME,NAME] [tokens=N] [lookups=N] [target=NAME] [output=FILE]
+                                    what a lookup of drafter=retrieval costs; with packages also in a datastore that is
+                                    made of their texts on the spot
   specdec bench table FILE README   write a CPU's result into a README, between its markers [gpu=FILE]
 
 The decoding loop against transformers' own: python benchmarks/loop.py, in a checkout.
@@ -58,7 +61,7 @@ def bench(arguments: list[str]) -> None:
         return
     part, rest = arguments[0], arguments[1:]
     parts: dict[str, Callable[[list[str]], None]] = {"kernels": _kernels, "ops": _ops, "step": _step}
-    parts |= {"curve": _curve, "table": _table}
+    parts |= {"curve": _curve, "retrieval": _retrieval, "table": _table}
     if part not in parts:
         raise unknown("benchmark", part, parts)
     parts[part](rest)
@@ -74,8 +77,7 @@ def run(settings: Settings, make_work: Callable[[Results], Work]) -> Results:
     results = Results(settings.output, about, torch.device(settings.device), settings.again)
     work = [(key, do) for key, do in make_work(results) if key not in results.cells]
     ends = time.monotonic() + 60 * settings.minutes
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with _progress() as progress:
         task = progress.add_task("", total=len(work))
         for left, (key, do) in zip(range(len(work), 0, -1), work, strict=True):
             if time.monotonic() > ends:
@@ -88,6 +90,11 @@ def run(settings: Settings, make_work: Callable[[Results], Work]) -> Results:
             results.add(key, do())
             progress.advance(task)
     return results
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def _rates(results: Results, device: torch.device) -> Rates | None:
@@ -160,13 +167,25 @@ def _step(arguments: list[str]) -> None:
 
 
 def _curve(arguments: list[str]) -> None:
-    settings = curve.Settings.parse(arguments)
+    settings = from_named(curve.Settings, arguments)
     measured = curve.measure_curve(settings)
     file = Path(settings.output)
     curve.write(measured, file)
     Console().print(curve.show(measured))
     cost_curve(measured, file.with_suffix(".png"))
     print(json.dumps({"output": str(file), "cells": len(measured["nodes"])}))
+
+
+def _retrieval(arguments: list[str]) -> None:
+    settings = from_named(retrieval.Settings, arguments)
+    with _progress() as progress:
+        task = progress.add_task("texts", visible=False)
+        measured = retrieval.measure_lookups(
+            settings, lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+        )
+    curve.write(measured, Path(settings.output))
+    Console().print(retrieval.show(measured))
+    print(json.dumps({"output": settings.output, "datastores": len(measured["datastores"])}))
 
 
 def _finish(results: Results) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from specdec.engine import Engine
 from specdec.experiments import provenance
 from specdec.experiments.bench.clock import Turn, by_turns, host_turn, ratios
 from specdec.experiments.bench.ranks import acceptance_by_rank, takes_trees
-from specdec.experiments.bench.settings import named_values
 from specdec.experiments.bench.stand_ins import AnyChain, fill
 from specdec.experiments.data import load_questions
 from specdec.experiments.records import write_text
@@ -67,28 +65,6 @@ class Settings:
     ranks: int = 8
     temperature: float = 0.0
     device: str = "auto"
-
-    @staticmethod
-    def parse(arguments: Sequence[str]) -> Settings:
-        """From name=value.
-
-        Raises:
-            ValueError: an unknown name, or a value that does not fit.
-        """
-        fields = {field.name: type(field.default) for field in dataclasses.fields(Settings)}
-        values: Json = {}
-        for name, text in named_values(arguments, list(fields)).items():
-            kind: Callable[[str], Any] = fields[name]
-            try:
-                values[name] = kind(text)
-            except ValueError:
-                values[name] = None
-            zero = name == "temperature"
-            fits = isinstance(values[name], str) or (values[name] or 0) > 0 or (zero and values[name] == 0)
-            if not fits:
-                expected = f"{'whole ' * (fields[name] is int)}number above 0{', or 0' * zero}"
-                raise ValueError(f"{name}={text}; expected a {expected}")
-        return Settings(**values)
 
 
 def measure_curve(settings: Settings) -> Json:

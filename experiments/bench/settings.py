@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from specdec.experiments.bench.grid import GRIDS
 from specdec.loading import unknown
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,27 @@ def read_settings(arguments: Sequence[str], part: str) -> Settings:
     return Settings(
         grid, _positive(given, "minutes", 60.0), output, device, again == "true", _positive(given, "seconds", 0.5)
     )
+
+
+def from_named(kind: type[Made], arguments: Sequence[str]) -> Made:
+    """A dataclass of texts and numbers, all with defaults, from name=value. Numbers are above 0, or 0 where the default
+    is.
+
+    Raises:
+        ValueError: an unknown name, or a value that does not fit.
+    """
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, text in named_values(arguments, list(defaults)).items():
+        made, zero = type(defaults[name]), defaults[name] == 0
+        try:
+            values[name] = made(text)
+        except ValueError:
+            values[name] = None
+        if made is not str and not ((values[name] or 0) > 0 or (zero and values[name] == 0)):
+            expected = f"{'whole ' * (made is int)}number above 0{', or 0' * zero}"
+            raise ValueError(f"{name}={text}; expected a {expected}")
+    return kind(**values)
 
 
 def named_values(arguments: Sequence[str], known: Collection[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -80,14 +81,19 @@ def test_a_lookup_in_a_million_tokens_takes_no_search(tmp_path: Path) -> None:
     datastore.write(tmp_path / "d", tokens, suffixes, 60_000, 59_999, bytes(32))
     made = Datastore(tmp_path / "d")
     looked_at = 0
-    original = made._bytes_at
+    original = made._beginnings
 
-    def counting(at: int, length: int) -> bytes:
-        nonlocal looked_at
-        looked_at += 1
-        return original(at, length)
+    def counting(length: int) -> Callable[[int], bytes]:
+        begins = original(length)
 
-    made._bytes_at = counting  # type: ignore[method-assign]
+        def counted(at: int) -> bytes:
+            nonlocal looked_at
+            looked_at += 1
+            return begins(at)
+
+        return counted
+
+    made._beginnings = counting  # type: ignore[method-assign]
     match = made.find(list(range(100, 116)), 2)
     assert (match[0], match[2] - match[1]) == (16, 20)
     assert looked_at <= 7 * 21
