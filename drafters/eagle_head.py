@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 from transformers import LlamaConfig, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
 from specdec.drafters.eagle_formats import DECODER, EagleConfig, default_layers, read_foreign, write_foreign
+from specdec.drafters.eagle_layer import EagleLayer
 from specdec.drafters.layer_settings import check_settings, layer_settings, shape_of
 from specdec.heads import Export, begun, make_config, read_head, target_weights, with_weights, write_head
 from specdec.loading import HEAD_KEY
@@ -30,35 +31,6 @@ from specdec.target import Target
 
 KIND = "eagle"
 SPREAD = 0.02  # of new weights
-
-
-class EagleLayer(nn.Module):
-    """The decoder layer. That of version 1 has no norm before its attention."""
-
-    def __init__(self, config: EagleConfig, decoder: LlamaConfig):
-        super().__init__()
-        width, eps = decoder.hidden_size, decoder.rms_norm_eps
-        self.norm_before_residual = config.norm_before_residual
-        self.self_attn = LlamaAttention(decoder, layer_idx=0)
-        self.mlp = LlamaMLP(decoder)
-        self.post_attention_layernorm = LlamaRMSNorm(width, eps=eps)
-        self.hidden_norm = self.input_layernorm = None
-        if config.version == 3:
-            self.hidden_norm, self.input_layernorm = LlamaRMSNorm(width, eps=eps), LlamaRMSNorm(width, eps=eps)
-            for name in ("q_proj", "k_proj", "v_proj"):
-                narrow = getattr(self.self_attn, name)
-                wide = nn.Linear(2 * width, narrow.out_features, bias=narrow.bias is not None)
-                setattr(self.self_attn, name, wide)
-
-    def forward(self, embedded: Tensor, features: Tensor, **attention: Any) -> Tensor:
-        """`embedded` (unused by version 1) and `features` `[b, R, E]`; the same of what comes out."""
-        x = residual = features
-        if self.hidden_norm is not None and self.input_layernorm is not None:
-            normed = self.hidden_norm(features)
-            residual = normed if self.norm_before_residual else features
-            x = torch.cat([self.input_layernorm(embedded), normed], -1)
-        x = residual + self.self_attn(x, **attention)[0]
-        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 def to_vllm(head: EagleHead, model: PreTrainedModel) -> Export:

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from specdec import inspection
 from specdec.attention import attention_configs
+from specdec.probe import stored_layers
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -38,7 +39,7 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
         config = getattr(module, "config", None)
         if config is not None:
             module.config = shorter.setdefault(id(config), _shorter_config(config, kept))
-    if inspection.stored_layers(made, attention_configs(made)) != list(kept):
+    if stored_layers(made, attention_configs(made)) != list(kept):
         raise ValueError(f"it is not known how to leave layers out of a {type(model).__name__}; use another drafter")
     return made
 

@@ -21,6 +21,7 @@ from specdec.cache import CacheView, TreeCache
 from specdec.compiled import CompiledForward
 from specdec.core import Drafter, TargetOutput, Verdict
 from specdec.packing import Rows, pack_nodes, prefill_pieces
+from specdec.probe import layer_shapes
 from specdec.tree.riders import rider_rows
 from specdec.tree.token_tree import TokenTree
 
@@ -56,7 +57,7 @@ class Target:
         self.hidden_layers = tuple(hidden_layers)
         self._taps = inspection.hidden_modules(model, self.hidden_layers)
         self._configs = attention_configs(model)
-        self._layers = inspection.layer_shapes(model, self._configs)
+        self._layers = layer_shapes(model, self._configs)
         self._compiled: CompiledForward | None = None
         self.cache = TreeCache(self._layers, 0, 0, self.device)
         inspection.check_logits(self)

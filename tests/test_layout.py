@@ -24,8 +24,8 @@ LEVELS = (
     {"tree", "sampling", "core"},  # core imports tree.token_tree, tree policies are written against core's contracts
     {"acceptance", "cache"},
     {
-        *("attention", "packing", "inspection", "partial", "target", "hub", "quantization", "loading", "heads"),
-        *("attention_operator", "buckets", "packed_weights", "compiled"),
+        *("attention", "attention_operator", "packing", "probe", "inspection", "partial", "buckets", "packed_weights"),
+        *("compiled", "target", "hub", "quantization", "loading", "heads"),
     },
     {"request_stats", "metrics", "phase_clock", "request", "step", "capture", "decode"},
     {"inputs", "text", "engine", "decoder", "api", "hf"},
