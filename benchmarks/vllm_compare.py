@@ -22,7 +22,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.engine import Engine, serve
 from specdec.experiments import provenance
 from specdec.experiments.data import load_questions
@@ -52,7 +52,7 @@ def main() -> None:
     questions = load_questions(per_category=-(-options.prompts // 5))
     prompts = [tokenizer(q.turns[0])["input_ids"] for q in questions.items][: options.prompts]
     settings: dict[str, Any] = {} if options.head is None else {"head": options.head}
-    drafter = loading.build("drafter", options.drafter, tree=chain(options.length), **settings)
+    drafter = registry.build("drafter", options.drafter, tree=chain(options.length), **settings)
     engine = Engine(model, drafter, None, "coupled")
     sides = {"specdec": ours(engine, prompts, options.tokens)}
     sides["vllm"], version = theirs(engine, model, prompts, options)

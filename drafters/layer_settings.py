@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specdec.inspection import rope_limit
-from specdec.loading import unknown
+from specdec.registry import unknown
 from specdec.target import Target
 
 SETTINGS = (  # of any such layer

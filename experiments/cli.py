@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     try:
         if name not in commands:
-            from specdec.loading import unknown
+            from specdec.registry import unknown
 
             raise unknown("command", name, commands)
         return commands[name](rest)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.attention import choose_backend
 from specdec.experiments.methods import Method, Spec, make_methods
 from specdec.experiments.validation import check_counts, check_keys, check_models, refuse_missing
@@ -69,9 +69,9 @@ class RunConfig:
         allowed = tuple(raw.get("allow_targets") or ())
         for kind in ("target", "data", "tracker"):
             if kind not in raw:
-                raise ValueError(f"no {kind} was chosen; expected {kind}=one of: {', '.join(loading.names(kind))}")
+                raise ValueError(f"no {kind} was chosen; expected {kind}=one of: {', '.join(registry.names(kind))}")
             refuse_missing(raw[kind], kind)
-            loading.check(raw[kind], allowed, kind)
+            registry.check(raw[kind], allowed, kind)
         check_models({"target": raw["target"]})
         measure = raw.get("measure") or {}
         check_keys(measure, {f.name for f in fields(Measure)}, "setting of measure")

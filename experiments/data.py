@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specdec.loading import unknown
+from specdec.registry import unknown
 
 SHIPPED = Path(__file__).parent / "prompts" / "question.jsonl"
 

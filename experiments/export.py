@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.core import Drafter
 from specdec.drafters.draft_model import DraftModel
 from specdec.engine import Engine
@@ -30,7 +30,7 @@ def export(raw: Mapping[str, Any]) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output={output} is there already; give a new folder, or delete it first")
     transformers_logging.disable_progress_bar()
-    model = loading.instantiate(raw["target"], allowed, "target")
+    model = registry.instantiate(raw["target"], allowed, "target")
     drafter = Engine(model, raw["drafter"], None, "coupled", allow_targets=allowed).drafter
     known = formats(drafter, model)
     if not known:
@@ -39,7 +39,7 @@ def export(raw: Mapping[str, Any]) -> Path:
             "weights that other engines run"
         )
     if raw["format"] not in known:
-        raise loading.unknown(f"format of {type(drafter).__name__}", str(raw["format"]), known)
+        raise registry.unknown(f"format of {type(drafter).__name__}", str(raw["format"]), known)
     known[raw["format"]](output)
     return output
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from specdec import loading
+from specdec import registry
 from specdec.core import AcceptanceRule
 from specdec.experiments.validation import check_keys, check_models, refuse_missing
 from specdec.sampling import SamplingParams
@@ -51,9 +51,9 @@ def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...]) -> tuple[Meth
         named.setdefault(_label(chosen), chosen)
     methods = [_method(name, given, raw, allowed) for name, given in named.items()]
     if not methods:
-        raise ValueError(f"nothing to measure; choose drafter=one of: {', '.join(loading.names('drafter'))}")
+        raise ValueError(f"nothing to measure; choose drafter=one of: {', '.join(registry.names('drafter'))}")
     samplings = list(dict.fromkeys(m.sampling for m in methods))
-    plain = loading.read_yaml("acceptance", "coupled")
+    plain = registry.read_yaml("acceptance", "coupled")
     ordered: list[Method] = []
     for sampling in samplings:
         name = "none" if len(samplings) == 1 else f"none_t{sampling.temperature:g}"
@@ -75,14 +75,14 @@ def _yaml_of(kind: str, spec: Any) -> str:
     if isinstance(spec, str):
         return spec.rpartition(".")[2]
     target = spec.get("_target_")
-    found = [n for n in loading.names(kind) if loading.read_yaml(kind, n).get("_target_") == target]
+    found = [n for n in registry.names(kind) if registry.read_yaml(kind, n).get("_target_") == target]
     return found[0] if found else str(target).rpartition(".")[2].lower()
 
 
 def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, ...]) -> Method:
     check_keys(given, {"drafter", "tree", "acceptance", "sampling"}, f"setting of methods.{name}")
     if "drafter" not in given:
-        raise ValueError(f"methods.{name} has no drafter; expected one of: {', '.join(loading.names('drafter'))}")
+        raise ValueError(f"methods.{name} has no drafter; expected one of: {', '.join(registry.names('drafter'))}")
     if not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"methods: {name!r} cannot be a method's name; expected letters, digits, - and _")
     specs = {
@@ -90,11 +90,11 @@ def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, .
         for kind in ("drafter", "tree", "acceptance", "sampling")
     }
     drafter, tree, acceptance = specs["drafter"] or {}, specs["tree"], specs["acceptance"] or {}
-    loading.check({**drafter, **({} if tree is None else {"tree": tree})}, allowed, f"drafter of {name}")
+    registry.check({**drafter, **({} if tree is None else {"tree": tree})}, allowed, f"drafter of {name}")
     check_models({"drafter": drafter})
     if tree is not None:
-        loading.build("tree", tree, allow_targets=allowed)
-    rule: AcceptanceRule = loading.build("acceptance", acceptance, allow_targets=allowed)
+        registry.build("tree", tree, allow_targets=allowed)
+    rule: AcceptanceRule = registry.build("acceptance", acceptance, allow_targets=allowed)
     if not hasattr(rule, "lossless"):
         raise ValueError(f"methods.{name}.acceptance does not say whether it is lossless; see core.AcceptanceRule")
     synthetic = _is_synthetic(drafter, allowed)
@@ -106,9 +106,9 @@ def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, .
 def _is_synthetic(spec: Any, allowed: tuple[str, ...]) -> bool:
     """Whether a drafter is, or has a part that is; see `core.Drafter`."""
     if isinstance(spec, str):
-        return spec in loading.names("drafter") and _is_synthetic(loading.read_yaml("drafter", spec), allowed)
+        return spec in registry.names("drafter") and _is_synthetic(registry.read_yaml("drafter", spec), allowed)
     if isinstance(spec, Mapping):
-        made = "_target_" in spec and getattr(loading.find_target(spec["_target_"], allowed), "synthetic", False)
+        made = "_target_" in spec and getattr(registry.find_target(spec["_target_"], allowed), "synthetic", False)
         return bool(made) or _is_synthetic(list(spec.values()), allowed)
     return isinstance(spec, list) and any(_is_synthetic(part, allowed) for part in spec)
 
@@ -118,7 +118,7 @@ def _resolve(kind: str, spec: Any, where: str) -> Spec | None:
     if spec is None:
         return None
     if isinstance(spec, str):
-        return {"_target_": spec} if "." in spec else loading.read_yaml(kind, spec)
+        return {"_target_": spec} if "." in spec else registry.read_yaml(kind, spec)
     if not isinstance(spec, Mapping):
         raise ValueError(f"{where} is {spec!r}; expected a name in conf/{kind}, a dotted path or a mapping")
     refuse_missing(spec, where)

@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from specdec import loading, metrics
+from specdec import metrics, registry
 from specdec.experiments import display, machine, provenance
 from specdec.experiments.answers import write_answers
 from specdec.experiments.config import RunConfig
@@ -38,8 +38,8 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
         ValueError: something is wrong with the configuration, the data, a model, or what is in `directory`.
     """
     config = RunConfig.parse(raw)
-    questions: Questions = loading.instantiate(config.data, config.allow_targets, "data")
-    tracker = Guarded(loading.instantiate(config.tracker, config.allow_targets, "tracker"))
+    questions: Questions = registry.instantiate(config.data, config.allow_targets, "data")
+    tracker = Guarded(registry.instantiate(config.tracker, config.allow_targets, "tracker"))
     earlier = look_into(directory, raw)
     if earlier is not None:
         console.print(f"{directory} is finished already: nothing to run")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specdec import loading, metrics
+from specdec import metrics, registry
 from specdec.core import AcceptanceRule
 from specdec.experiments.methods import Method
 from specdec.experiments.records import Row
@@ -28,7 +28,7 @@ def summarise(
     by_method = {m.name: [r for r in rows if r["method"] == m.name] for m in methods}
     entries = []
     for method in methods:
-        rule: AcceptanceRule = loading.build("acceptance", method.acceptance, allow_targets=allow_targets)
+        rule: AcceptanceRule = registry.build("acceptance", method.acceptance, allow_targets=allow_targets)
         own, base = by_method[method.name], by_method.get(method.baseline or "", [])
         checked = verdict(method, rule, own)
         entry: dict[str, Any] = {

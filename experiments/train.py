@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import LlamaConfig
 from transformers.utils import logging as transformers_logging
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.experiments import provenance
 from specdec.experiments.display import Bar
 from specdec.experiments.trackers.base import Guarded
@@ -52,7 +52,7 @@ def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) ->
         console.print(f"Going on from step {done} of {config.steps}: {output / checkpoint.FILE}", highlight=False)
     console.print("Reading the corpus", highlight=False)
     command = shlex.join(["specdec", "train", *overrides])
-    tracker = Guarded(loading.instantiate(raw["tracker"]))
+    tracker = Guarded(registry.instantiate(raw["tracker"]))
     tracker.start(output, str(raw["name"]), raw)
     with Bar(console, config.steps, "Training") as bar:
         bar.advance(done=done)
@@ -109,7 +109,7 @@ def parse(raw: Mapping[str, Any]) -> PretrainConfig | DatastoreConfig | HeadTrai
         )
     refuse_missing(settings, "training")
     head = settings.get("head")  # it is made later, for the target
-    config = loading.instantiate(
+    config = registry.instantiate(
         {k: v for k, v in settings.items() if k != "head"}, tuple(raw.get("allow_targets") or ()), "training"
     )
     if isinstance(config, HeadTrainingConfig):

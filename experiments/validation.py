@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from specdec import loading
+from specdec import loading, registry
 
 LOAD_MODEL = "specdec.loading.load_model"
 
@@ -20,7 +20,7 @@ def check_keys(given: object, known: set[str], what: str) -> None:
         raise ValueError(f"{what}: got {given!r}; expected a mapping with the keys {', '.join(sorted(known))}")
     for key in given:
         if key not in known:
-            raise loading.unknown(what, str(key), known)
+            raise registry.unknown(what, str(key), known)
 
 
 def check_counts(values: Mapping[str, object], least: int = 1) -> None:
@@ -35,12 +35,12 @@ def check_counts(values: Mapping[str, object], least: int = 1) -> None:
 
 
 def refuse_missing(spec: object, where: str) -> None:
-    """Refuse `loading.MISSING`, which a yaml writes where the user has to say something.
+    """Refuse `registry.MISSING`, which a yaml writes where the user has to say something.
 
     Raises:
         ValueError: there is one; the message says where.
     """
-    if spec == loading.MISSING:
+    if spec == registry.MISSING:
         raise ValueError(f"{where} has no value; give one, as in {where}=...")
     for key, value in spec.items() if isinstance(spec, Mapping) else ():
         refuse_missing(value, f"{where}.{key}")

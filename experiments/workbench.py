@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.engine import Engine
 from specdec.experiments.config import RunConfig
 from specdec.experiments.methods import Method
@@ -71,7 +71,7 @@ def build(config: RunConfig) -> Bench:
     Raises:
         ValueError: a model or drafter does not fit; the message says which and why.
     """
-    model = loading.instantiate(config.target, config.allow_targets, "target")
+    model = registry.instantiate(config.target, config.allow_targets, "target")
     tokenizer = loading.load_tokenizer(config.target["name"], bool(config.target.get("trust_remote_code", False)))
     loaded: dict[str, PreTrainedModel] = {}
 
@@ -99,7 +99,7 @@ def _with_models(spec: Mapping[str, Any], loaded: dict[str, PreTrainedModel]) ->
         if isinstance(value, Mapping) and value.get("_target_") == LOAD_MODEL:
             name = json.dumps(value, sort_keys=True)
             if name not in loaded:
-                loaded[name] = loading.instantiate(value, (), key)
+                loaded[name] = registry.instantiate(value, (), key)
             made[key] = loaded[name]
         else:
             made[key] = value

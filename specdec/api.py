@@ -86,7 +86,7 @@ def generate(
         compile: verify with compiled graphs: faster steps after some tens of seconds for each size of trees. They stay
             with the model, so that later calls find them. On a GPU the step is captured in CUDA graphs, which only a
             `SpeculativeDecoder` keeps.
-        allow_targets: see `loading.build`.
+        allow_targets: see `registry.build`.
 
     Raises:
         ValueError: anything about the input, the model or the settings is wrong; the message says what to do.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.engine import Engine, serve
 from specdec.inputs import check_count, check_vocabulary, eos_ids, row_processors, settings_of, stop_criteria
 from specdec.inspection import check_length
@@ -114,7 +114,7 @@ class SpeculativeDecoder:
             if kind == "drafter" and loading.is_model_folder(spec):
                 loading.check_folder(Path(spec))
             else:
-                loading.check_spec(kind, spec, settings.get("allow_targets", ()))
+                registry.check_spec(kind, spec, settings.get("allow_targets", ()))
         tokenizer = loading.load_tokenizer(name, trust_remote_code)
         model = loading.load_model(name, device, dtype, trust_remote_code, quantize)
         return SpeculativeDecoder(model, tokenizer, **settings)

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.capture import CapturedStep, rehearse
 from specdec.core import AcceptanceRule, Drafter
 from specdec.decode import decode
@@ -121,13 +121,13 @@ def make_drafter(drafter: object, tree: object = None, allow_targets: Collection
         drafter = loading.load_model(str(drafter))
     if isinstance(drafter, PreTrainedModel):
         drafter = {"_target_": "specdec.drafters.draft_model.DraftModel", "model": drafter}
-    policy = None if tree is None else loading.build("tree", tree, allow_targets=allow_targets)
+    policy = None if tree is None else registry.build("tree", tree, allow_targets=allow_targets)
     for name in ("depth", "max_nodes", "fixed_shape", "branching", "grow", "prune") if policy is not None else ():
         if not hasattr(policy, name):
             raise ValueError(f"tree {policy!r} has no {name}; give a name in conf/tree, or a specdec.core.TreePolicy")
     settings = {} if policy is None else {"tree": policy}
     try:
-        made: Drafter = loading.build("drafter", drafter, allow_targets=allow_targets, **settings)
+        made: Drafter = registry.build("drafter", drafter, allow_targets=allow_targets, **settings)
     except ValueError as error:
         if policy is not None and "'tree'" in str(error) and "unknown setting" in str(error):
             raise ValueError(f"drafter {drafter!r} takes no tree; leave `tree` out") from error
@@ -144,7 +144,7 @@ def make_rule(acceptance: object, allow_targets: Collection[str] = ()) -> Accept
     Raises:
         ValueError: unknown, or not an acceptance rule.
     """
-    rule: AcceptanceRule = loading.build("acceptance", acceptance, allow_targets=allow_targets)
+    rule: AcceptanceRule = registry.build("acceptance", acceptance, allow_targets=allow_targets)
     if not callable(rule) or not hasattr(rule, "lossless") or not hasattr(rule, "shared_noise"):
         raise ValueError(
             f"acceptance {rule!r} is no acceptance rule; see specdec.core.AcceptanceRule for what one needs"

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specdec import hub
-from specdec.loading import HEAD_KEY, find_folder, unknown
+from specdec.loading import HEAD_KEY, find_folder
+from specdec.registry import unknown
 
 if TYPE_CHECKING:
     from specdec.core import TrainableHead

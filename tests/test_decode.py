@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 import specdec
-from specdec import loading
+from specdec import registry
 from specdec.acceptance.block import Block
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
@@ -155,7 +155,7 @@ def test_a_queue_longer_than_the_slots(target: Target, plain: list[list[int]], s
 @pytest.mark.parametrize("name", ["suffix", "recycling", "hybrid"])
 def test_what_was_learnt_from_other_requests_changes_no_text(target: Target, plain: list[list[int]], name: str) -> None:
     """Prompts, settings and lengths of all kinds in two slots, twice by one drafter: it remembers the first time."""
-    drafter = loading.build("drafter", name)
+    drafter = registry.build("drafter", name)
     steps = []
     for _ in range(2):
         stats = DecodingStats()

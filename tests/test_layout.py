@@ -25,7 +25,7 @@ LEVELS = (
     {"acceptance", "cache"},
     {
         *("attention", "attention_operator", "packing", "probe", "inspection", "partial", "buckets", "packed_weights"),
-        *("compiled", "target", "hub", "quantization", "loading", "heads"),
+        *("compiled", "target", "hub", "quantization", "registry", "loading", "heads"),
     },
     {"request_stats", "metrics", "phase_clock", "request", "step", "capture", "decode"},
     {"inputs", "text", "engine", "decoder", "api", "hf"},
@@ -35,7 +35,7 @@ LEVELS = (
 ONLY = {
     "kernels": {"kernels", "noise"},  # a kernel is tensors in, tensors out; its noise is the loop's
     "drafters": {
-        *("drafters", "tree", "sampling", "noise", "core", "target", "loading", "heads", "kernels"),
+        *("drafters", "tree", "sampling", "noise", "core", "target", "registry", "loading", "heads", "kernels"),
         *("attention", "cache", "packing", "inspection"),  # for heads with layers of their own
         "partial",  # for those that draft with some of the target's
     },

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 
-from specdec import SamplingParams, SpeculativeDecoder, hub, loading
+from specdec import SamplingParams, SpeculativeDecoder, hub, loading, registry
 from specdec.drafters.ngram import NGram
 from specdec.heads import head_folder
 from specdec.tree.static import StaticTree
@@ -173,7 +174,7 @@ def test_what_counts_as_out_of_reach(
     monkeypatch.setattr("specdec.hub.constants.HF_HUB_OFFLINE", False)
     assert hub.local_only() == hub.local_only() == bool(told)
     assert told in hub.offline_message()
-    assert asked == [hub.constants.ENDPOINT]
+    assert asked == [constants.ENDPOINT]
 
 
 def test_names_of_the_first_models_on_the_hub() -> None:
@@ -304,29 +305,29 @@ def test_wrong_settings_are_noticed_before_the_weights_are_loaded(
 
 @pytest.mark.parametrize("kind", ["tree", "acceptance"])
 def test_every_yaml_builds(kind: str) -> None:
-    assert loading.names(kind)
-    for name in loading.names(kind):
-        assert loading.build(kind, name) is not None
+    assert registry.names(kind)
+    for name in registry.names(kind):
+        assert registry.build(kind, name) is not None
 
 
 def test_every_drafter_yaml_names_settings_that_exist() -> None:
-    for name in loading.names("drafter"):
-        spec = yaml.safe_load((loading.CONF / "drafter" / f"{name}.yaml").read_text())
-        assert loading.find_target(spec["_target_"])
+    for name in registry.names("drafter"):
+        spec = yaml.safe_load((registry.CONF / "drafter" / f"{name}.yaml").read_text())
+        assert registry.find_target(spec["_target_"])
 
 
 def test_settings_over_a_yaml() -> None:
-    drafter = loading.build("drafter", "ngram", max_ngram=5)
+    drafter = registry.build("drafter", "ngram", max_ngram=5)
     assert isinstance(drafter, NGram)
     assert drafter.max_ngram == 5
     with pytest.raises(ValueError, match=r"unknown setting of drafter .* 'max_gram'. Did you mean 'max_ngram'"):
-        loading.build("drafter", "ngram", max_gram=5)
+        registry.build("drafter", "ngram", max_gram=5)
 
 
 @pytest.fixture
 def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A conf folder of the test's own."""
-    monkeypatch.setattr(loading, "CONF", tmp_path)
+    monkeypatch.setattr(registry, "CONF", tmp_path)
     (tmp_path / "drafter").mkdir()
     return tmp_path / "drafter"
 
@@ -346,41 +347,41 @@ def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_wrong_yamls(own_conf: Path, text: str, message: str) -> None:
     (own_conf / "mine.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        loading.build("drafter", "mine")
+        registry.build("drafter", "mine")
 
 
 def test_a_yaml_cannot_make_python_objects(own_conf: Path) -> None:
     (own_conf / "mine.yaml").write_text("_target_: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(ValueError, match=r"mine\.yaml is not valid yaml"):
-        loading.build("drafter", "mine")
+        registry.build("drafter", "mine")
 
 
 def test_targets_from_elsewhere_run_when_allowed() -> None:
     spec = {"_target_": "collections.OrderedDict"}
     with pytest.raises(ValueError, match=r"pass allow_targets=\['collections.OrderedDict'\]"):
-        loading.build("drafter", spec)
+        registry.build("drafter", spec)
     for allowed in (["collections.OrderedDict"], ["collections"], ("x", "collections")):
-        assert loading.build("drafter", spec, allow_targets=allowed) == {}
+        assert registry.build("drafter", spec, allow_targets=allowed) == {}
     with pytest.raises(ValueError, match="would run code from outside specdec"):
-        loading.build("drafter", spec, allow_targets=["collect"])  # a beginning of a word is not a package
+        registry.build("drafter", spec, allow_targets=["collect"])  # a beginning of a word is not a package
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "specdec.loading.yaml.unsafe_load",
-        "specdec.loading.importlib.import_module",
+        "specdec.registry.yaml.unsafe_load",
+        "specdec.registry.importlib.import_module",
         "specdec.decoder.torch.load",
         "specdec.loading.AutoTokenizer",
         "specdec.loading.Path",
-        "specdec.loading.yaml",
+        "specdec.registry.yaml",
     ],
 )
 def test_what_specdec_imports_is_not_specdec(path: str) -> None:
     with pytest.raises(
         ValueError, match=r"was not found|would run code from outside specdec|expected a class or a function"
     ):
-        loading.build("drafter", path)
+        registry.build("drafter", path)
 
 
 def test_nested_targets_and_names_of_trees() -> None:
@@ -389,13 +390,13 @@ def test_nested_targets_and_names_of_trees() -> None:
         "model": make_model("llama"),
         "tree": {"_target_": "specdec.tree.static.chain", "length": 2},
     }
-    assert loading.build("drafter", drafter).policy.depth == 2
-    assert loading.build("drafter", {**drafter, "tree": "chain"}).policy.depth == 4
-    assert isinstance(loading.build("drafter", {**drafter, "tree": "static"}).policy, StaticTree)
+    assert registry.build("drafter", drafter).policy.depth == 2
+    assert registry.build("drafter", {**drafter, "tree": "chain"}).policy.depth == 4
+    assert isinstance(registry.build("drafter", {**drafter, "tree": "static"}).policy, StaticTree)
     with pytest.raises(ValueError, match=r"unknown tree 'chan'. Did you mean 'chain'"):
-        loading.build("drafter", {**drafter, "tree": "chan"})
+        registry.build("drafter", {**drafter, "tree": "chan"})
 
 
 def test_what_a_yaml_leaves_open_has_to_be_given() -> None:
     with pytest.raises(ValueError, match=r"Hydra\) needs the setting 'head'; add it to the yaml or the call"):
-        loading.build("drafter", "hydra")
+        registry.build("drafter", "hydra")

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 import specdec
-from specdec import SamplingParams, SpeculativeDecoder, loading, quantization
+from specdec import SamplingParams, SpeculativeDecoder, loading, quantization, registry
 from specdec.experiments.cli import main
 
 from .models import byte_tokenizer, make_model, ragged_batch
@@ -72,7 +72,7 @@ def test_lossless_with_respect_to_itself(lengths: tuple[int, ...], folder: Path)
 
 @with_torchao
 def test_a_decoder_and_a_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draft = {**loading.read_yaml("drafter", "draft_model"), "model": None}
+    draft = {**registry.read_yaml("drafter", "draft_model"), "model": None}
     draft["model"] = {"_target_": "specdec.loading.load_model", "name": str(folder), "quantize": "int8"}
     decoder = SpeculativeDecoder.from_pretrained(folder, drafter=draft, quantize="int8", device="cpu")
     assert decoder.generate("the cat", max_new_tokens=20).stats.mean_accepted_length_pooled > 3

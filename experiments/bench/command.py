@@ -25,7 +25,7 @@ from specdec.experiments.bench.results import Results, load
 from specdec.experiments.bench.rivals import methods
 from specdec.experiments.bench.settings import Settings, from_named, read_settings
 from specdec.experiments.bench.stand_ins import random_model
-from specdec.loading import unknown
+from specdec.registry import unknown
 
 USAGE = f"""specdec bench: the kernels against their rivals, on this machine
 

@@ -18,7 +18,7 @@ import torch
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.acceptance.coupled import Coupled
 from specdec.capture import CapturedStep
 from specdec.engine import Engine
@@ -114,8 +114,8 @@ def measure_curve(settings: Settings) -> Json:
 def drafter_spec(name: str) -> Json:
     """The yaml of that name; for a model's folder that of `draft_model` with this model."""
     if not loading.is_model_folder(name):
-        return loading.read_yaml("drafter", name)
-    spec = loading.read_yaml("drafter", "draft_model")
+        return registry.read_yaml("drafter", name)
+    spec = registry.read_yaml("drafter", "draft_model")
     return spec | {"model": spec["model"] | {"name": name}}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specdec import loading
+from specdec import registry
 from specdec.acceptance.coupled import Coupled
 from specdec.core import Verdict
 from specdec.engine import Engine, serve
@@ -46,7 +46,7 @@ class OneToken:
 
 def takes_trees(drafter: Mapping[str, Any]) -> bool:
     """Whether the drafter of this yaml has the setting `tree`."""
-    return "tree" in inspect.signature(loading.find_target(drafter["_target_"])).parameters
+    return "tree" in inspect.signature(registry.find_target(drafter["_target_"])).parameters
 
 
 def acceptance_by_rank(

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.table import Table
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.drafters.retrieval import Retrieval
 from specdec.experiments import provenance
 from specdec.experiments.data import load_questions
@@ -65,14 +65,14 @@ def measure_lookups(settings: Settings, progress: Progress) -> Json:
             files.append(str(_build(settings, folder, progress)))
         rows = []
         for file in files:
-            drafter = loading.build("drafter", "retrieval", path=file)
+            drafter = registry.build("drafter", "retrieval", path=file)
             if drafter.tokenizer != loading.fingerprint(tokenizer):
                 raise ValueError(f"datastore {file!r} has another tokenizer than {settings.target}; build it again")
             texts = beginnings(prompts, settings.lookups, drafter.longest)
             rows.append(time_lookups(drafter, texts, len(tokenizer)))
     return {
         "what": f"microseconds a lookup, batch 1, of the thread's own time; each is the median of {PASSES} passes",
-        "drafter": {k: v for k, v in loading.read_yaml("drafter", "retrieval").items() if isinstance(v, int)},
+        "drafter": {k: v for k, v in registry.read_yaml("drafter", "retrieval").items() if isinstance(v, int)},
         "lookups": settings.lookups,
         "datastores": rows,
         "provenance": provenance.collect(provenance.command_line(), dataclasses.asdict(settings), {}),

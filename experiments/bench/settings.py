@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from specdec.experiments.bench.grid import GRIDS
-from specdec.loading import unknown
+from specdec.registry import unknown
 
 Made = TypeVar("Made")
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from specdec import loading
+from specdec import registry
 from specdec.acceptance.coupled import Coupled
 from specdec.core import Drafter
 from specdec.decode import decode
@@ -42,7 +42,7 @@ SETTINGS = [
     SamplingParams(repetition_penalty=1.5),
     SamplingParams(temperature=0.9, min_p=0.05),
 ]
-DRAFTERS = loading.names("drafter")
+DRAFTERS = registry.names("drafter")
 TREES = {"never right": 0.0, "right half the time": 0.5, "always right": 1.0}  # random trees, and how often they hit
 METHODS = [*DRAFTERS, *TREES]
 CASES = [

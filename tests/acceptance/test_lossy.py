@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from specdec import loading
+from specdec import registry
 from specdec.acceptance.relaxed import Relaxed
 from specdec.acceptance.typical import Typical
 from specdec.core import AcceptanceRule, Verdict
@@ -118,7 +118,7 @@ def test_the_threshold_follows_the_entropy() -> None:
 )
 def test_settings_that_make_no_sense(rule: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        loading.build("acceptance", rule, **settings)
+        registry.build("acceptance", rule, **settings)
 
 
 def test_settings_differ_by_request() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from specdec import loading
+from specdec import registry
 from specdec.core import AcceptanceRule
 
 TESTS = Path(__file__).parent
@@ -14,9 +14,9 @@ PAGE = (TESTS.parent.parent / "docs" / "lossless.md").read_text()
 
 def test_every_rule_has_its_row() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (yes|no) \|", PAGE, flags=re.MULTILINE))
-    assert sorted(rows) == sorted(loading.names("acceptance"))
+    assert sorted(rows) == sorted(registry.names("acceptance"))
     for name, lossless in rows.items():
-        rule: AcceptanceRule = loading.build("acceptance", name)
+        rule: AcceptanceRule = registry.build("acceptance", name)
         assert rule.lossless == (lossless == "yes")
 
 
@@ -28,7 +28,7 @@ def test_every_named_test_exists() -> None:
 
 
 def test_lossy_yamls_say_so_in_their_first_line() -> None:
-    for name in loading.names("acceptance"):
-        rule: AcceptanceRule = loading.build("acceptance", name)
-        first = (loading.CONF / "acceptance" / f"{name}.yaml").read_text().splitlines()[0]
+    for name in registry.names("acceptance"):
+        rule: AcceptanceRule = registry.build("acceptance", name)
+        first = (registry.CONF / "acceptance" / f"{name}.yaml").read_text().splitlines()[0]
         assert first.startswith("# LOSSY. ") == (not rule.lossless)

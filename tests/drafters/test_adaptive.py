@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import specdec
-from specdec import loading
+from specdec import registry
 from specdec.core import Drafter, DraftNeeds, TargetOutput, Verdict
 from specdec.drafters.adaptive import Adaptive
 from specdec.drafters.draft_model import DraftModel
@@ -259,13 +259,13 @@ def test_requests_that_come_and_go() -> None:
 
 
 def test_a_yaml_within_a_yaml() -> None:
-    made = loading.build("drafter", "adaptive", drafter={"_target_": "specdec.drafters.ngram.NGram", "max_nodes": 5})
+    made = registry.build("drafter", "adaptive", drafter={"_target_": "specdec.drafters.ngram.NGram", "max_nodes": 5})
     assert isinstance(made.drafter, NGram)
     assert made.needs.max_nodes == 5
-    assert isinstance(loading.build("drafter", "adaptive", drafter="recycling").drafter, Recycling)
+    assert isinstance(registry.build("drafter", "adaptive", drafter="recycling").drafter, Recycling)
     with pytest.raises(ValueError, match=r"unknown drafter 'ngrm'\. Did you mean 'ngram'"):
-        loading.check_spec("drafter", {"_target_": "specdec.drafters.adaptive.Adaptive", "drafter": "ngrm"})
-    raw = {"methods": {"a": {"drafter": {**loading.read_yaml("drafter", "adaptive"), "drafter": "synthetic"}}}}
+        registry.check_spec("drafter", {"_target_": "specdec.drafters.adaptive.Adaptive", "drafter": "ngrm"})
+    raw = {"methods": {"a": {"drafter": {**registry.read_yaml("drafter", "adaptive"), "drafter": "synthetic"}}}}
     assert [m.name for m in make_methods({"acceptance": "coupled", **raw}, ())] == ["none", "a_synthetic"]
 
 

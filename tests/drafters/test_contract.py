@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from specdec import loading
+from specdec import registry
 from specdec.core import Drafter
 from specdec.sampling import SamplingParams
 from specdec.target import Target, attach
@@ -25,7 +25,7 @@ from ..models import byte_tokenizer, make_model
 
 VOCAB = 40
 PROMPTS = [[5, 6, 7, 5, 6], [1], [2, 3, 2, 3, 2, 3, 2], [9, 8], [4] * 12]
-NAMES = loading.names("drafter")
+NAMES = registry.names("drafter")
 MODES = {  # settings, shared noise
     "greedy": (SamplingParams(), True),
     "greedy, own noise": (SamplingParams(), False),
@@ -36,8 +36,8 @@ MODES = {  # settings, shared noise
 
 def make_spec(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The yaml with those of the settings that it and the drafters within it take."""
-    spec = yaml.safe_load((loading.CONF / "drafter" / f"{name}.yaml").read_text())
-    taken = inspect.signature(loading.find_target(spec["_target_"])).parameters
+    spec = yaml.safe_load((registry.CONF / "drafter" / f"{name}.yaml").read_text())
+    taken = inspect.signature(registry.find_target(spec["_target_"])).parameters
     if "head" in taken:
         spec["head"] = make_head(name, Target(settings["model"]))
     spec |= {key: value for key, value in settings.items() if key in taken}
@@ -60,7 +60,7 @@ def build_drafter(name: str, model: PreTrainedModel, **settings: Any) -> Drafter
     like that model; attached to none yet."""
     tokenizer = byte_tokenizer()
     tiny = {"path": corpus(), "exit_layer": 1, "skip": None, "tokenizer": tokenizer, "draft_tokenizer": tokenizer}
-    made: Drafter = loading.build("drafter", make_spec(name, {**tiny, "model": model, **settings}))
+    made: Drafter = registry.build("drafter", make_spec(name, {**tiny, "model": model, **settings}))
     return made
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import specdec
-from specdec import loading
+from specdec import registry
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.hybrid import Hybrid, count_right
 from specdec.drafters.ngram import NGram
@@ -109,24 +109,24 @@ def test_text_is_the_models_own(mode: str, acceptance: str) -> None:
     model = make_model(dtype=torch.float64)
     ids, mask, prompts = ragged_batch((9, 4, 1))
     names: Any = ["suffix", "ngram", "recycling"]
-    drafter = loading.build("drafter", "hybrid", drafters=names, mode=mode)
+    drafter = registry.build("drafter", "hybrid", drafters=names, mode=mode)
     out = specdec.generate(model, ids, mask, drafter=drafter, acceptance=acceptance, max_new_tokens=30, eos_token_id=[])
     assert out.sequences[:, ids.shape[1] :].tolist() == [plain_text(model, p, 30) for p in prompts]
     assert out.stats.mean_accepted_length_pooled > 1.1
 
 
 def test_parts_in_a_yaml() -> None:
-    made = loading.build("drafter", "hybrid", drafters=["ngram", {"_target_": "specdec.drafters.none.NoDrafter"}])
+    made = registry.build("drafter", "hybrid", drafters=["ngram", {"_target_": "specdec.drafters.none.NoDrafter"}])
     assert [type(part).__name__ for part in made.drafters] == ["NGram", "NoDrafter"]
     with pytest.raises(ValueError, match=r"unknown drafter 'ngrm'\. Did you mean 'ngram'"):
-        loading.check_spec("drafter", {"_target_": "specdec.drafters.hybrid.Hybrid", "drafters": ["ngrm"]})
+        registry.check_spec("drafter", {"_target_": "specdec.drafters.hybrid.Hybrid", "drafters": ["ngrm"]})
     with pytest.raises(ValueError, match="unknown setting"):
-        loading.build("drafter", "hybrid", drafters=[{"_target_": "specdec.drafters.ngram.NGram", "lenght": 3}])
+        registry.build("drafter", "hybrid", drafters=[{"_target_": "specdec.drafters.ngram.NGram", "lenght": 3}])
     methods = make_methods(
         {
             "acceptance": "coupled",
             "methods": {
-                "both": {"drafter": {**loading.read_yaml("drafter", "hybrid"), "drafters": ["suffix", "synthetic"]}}
+                "both": {"drafter": {**registry.read_yaml("drafter", "hybrid"), "drafters": ["suffix", "synthetic"]}}
             },
         },
         (),

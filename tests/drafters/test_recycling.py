@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import specdec
-from specdec import loading
+from specdec import registry
 from specdec.core import TargetOutput, Verdict
 from specdec.drafters.recycling import Recycling, State
 from specdec.sampling import DraftNoise, Sampler
@@ -146,7 +146,7 @@ def test_nothing_is_read_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_text_is_the_models_own_and_drafts_pay(acceptance: str) -> None:
     model = make_model(dtype=torch.float64)
     ids, mask, prompts = ragged_batch((9, 4, 1))
-    drafter = loading.build("drafter", "recycling")
+    drafter = registry.build("drafter", "recycling")
     out = specdec.generate(model, ids, mask, drafter=drafter, acceptance=acceptance, max_new_tokens=30, eos_token_id=[])
     assert out.sequences[:, ids.shape[1] :].tolist() == [plain_text(model, p, 30) for p in prompts]
     assert out.stats.mean_accepted_length_pooled > 1.1

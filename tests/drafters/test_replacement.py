@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specdec import loading
+from specdec import registry
 from specdec.core import Verdict
 from specdec.sampling import SamplingParams
 from specdec.target import Target
@@ -21,7 +21,7 @@ DRAW_NOTHING = ("recycling", "synthetic", "universal")
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own noise", "shared noise"])
-@pytest.mark.parametrize("name", [name for name in NAMES if "tree" in loading.read_yaml("drafter", name)])
+@pytest.mark.parametrize("name", [name for name in NAMES if "tree" in registry.read_yaml("drafter", name)])
 def test_drafters(name: str, shared: bool) -> None:
     """Three children of two possible tokens, so that some are equal; under noise that is shared nothing is drawn."""
     harness = Harness(make_drafter(name, tree=TREE), 3, VOCAB, SamplingParams(temperature=3.0, top_k=2, seed=3), shared)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 import specdec
-from specdec import loading
+from specdec import loading, registry
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.hybrid import Hybrid
 from specdec.drafters.ngram import NGram
@@ -68,7 +68,7 @@ def test_text_is_the_targets_own(target: str, draft: str, number: str, sampling:
     settings: dict[str, Any] = {"max_new_tokens": 40, "eos_token_id": [], "pad_token_id": 0, "sampling": sampling}
     plain = specdec.generate(knowing(target), ids, mask, drafter="none", **settings)
     for tree in ("chain", "best_first"):
-        drafter = make(draft, target, tree=loading.build("tree", tree))
+        drafter = make(draft, target, tree=registry.build("tree", tree))
         ours = specdec.generate(knowing(target), ids, mask, drafter=drafter, **settings)
         assert torch.equal(ours.sequences, plain.sequences)
         assert ours.stats.mean_accepted_length_pooled > 1.5, (tree, ours.stats.mean_accepted_length_pooled)
@@ -80,7 +80,7 @@ def test_other_rules(acceptance: str) -> None:
     ids, mask = prompts("bytes", LENGTHS["ragged"])
     settings: dict[str, Any] = {"max_new_tokens": 30, "eos_token_id": [], "pad_token_id": 0}
     plain = specdec.generate(knowing("bytes"), ids, mask, drafter="none", **settings)
-    drafter = make("pieces", "bytes", tree=loading.build("tree", "best_first"))
+    drafter = make("pieces", "bytes", tree=registry.build("tree", "best_first"))
     ours = specdec.generate(knowing("bytes"), ids, mask, drafter=drafter, acceptance=acceptance, **settings)
     assert torch.equal(ours.sequences, plain.sequences)
     assert ours.stats.mean_accepted_length_pooled > 1.5
@@ -101,7 +101,7 @@ def test_the_cache_holds_the_text_in_the_draft_models_tokens() -> None:
     """After every step, whatever was rolled back: the logits of a plain forward over the draft tokens."""
     model = knowing("pieces")
     drafter = Universal(
-        model, loading.build("tree", "best_first"), tokenizer("bytes"), tokenizer("pieces"), max_nodes=8, window=8
+        model, registry.build("tree", "best_first"), tokenizer("bytes"), tokenizer("pieces"), max_nodes=8, window=8
     )
     harness = Harness(drafter, 3, 300, SamplingParams(temperature=0.8), True)
     harness.enter([0, 2], [[80, 81, 82, 83], [90]])
@@ -168,6 +168,6 @@ def test_refuses() -> None:
     for wrong in ({"max_nodes": 1}, {"window": 4}):
         with pytest.raises(ValueError, match="universal needs max_nodes >= 2 and window >= 8"):
             make("bytes", "pieces", **wrong)
-    tree = loading.build("tree", "best_first", top_k=64)
+    tree = registry.build("tree", "best_first", top_k=64)
     with pytest.raises(ValueError, match="drafts 64 children a node; 40 tokens can be drafted"):
         Universal(make_model(vocab_size=40), tree, tokenizer("bytes"), tokenizer("bytes"))

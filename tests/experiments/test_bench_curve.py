@@ -15,7 +15,7 @@ from specdec.experiments.bench import curve
 from specdec.experiments.bench.plot import cost_curve
 from specdec.experiments.bench.ranks import OneToken, acceptance_by_rank, takes_trees
 from specdec.experiments.cli import main
-from specdec.loading import build, read_yaml
+from specdec.registry import build, read_yaml
 from specdec.request import Request
 from specdec.sampling import SamplingParams
 from specdec.tree.cost import CostCurve

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from specdec import loading
+from specdec import registry
 from specdec.drafters.retrieval import Retrieval
 from specdec.experiments.bench.retrieval import PASSES, beginnings, time_lookups
 from specdec.experiments.cli import main
@@ -66,7 +66,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(out.splitlines()[-1]) == {"output": str(file), "datastores": 2}
     measured = json.loads(file.read_text())
     shipped, made = measured["datastores"]
-    assert shipped["tokens"] == loading.build("drafter", "retrieval").datastore.tokens
+    assert shipped["tokens"] == registry.build("drafter", "retrieval").datastore.tokens
     assert made["tokens"] == 20_000
     assert made["matched"] <= shipped["matched"] <= 1
     for row in (shipped, made):

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.experiments import measure
 from specdec.experiments.cli import main
 from specdec.experiments.lossless import Check
@@ -29,7 +29,7 @@ from ..fakes import write_datastore
 from ..heads import make_head
 from .conftest import POSITIONS, QUESTIONS, read_rows
 
-EXPERIMENTS = sorted(path.stem for path in (loading.CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (registry.CONF / "experiment").glob("*.yaml"))
 MEASURED = [name for name in EXPERIMENTS if not name.startswith("train_")]
 SPEC_BENCH = Path(__file__).parents[3] / "shared" / "data" / "spec_bench" / "question.jsonl"
 TURNS = sum(len(question["turns"]) for question in QUESTIONS)
@@ -61,7 +61,7 @@ def small(target: Path, draft: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_every_yaml_says_what_it_is_and_how_to_run_it():
-    for file in sorted(loading.CONF.rglob("*.yaml")):
+    for file in sorted(registry.CONF.rglob("*.yaml")):
         head = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
         comment = "\n".join(head[: next(i for i, line in enumerate(head) if not line.startswith("#"))])
         named = file.parent.name if file.parent.name == "training" else file.stem

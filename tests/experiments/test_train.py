@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from specdec import SpeculativeDecoder, loading
+from specdec import SpeculativeDecoder, loading, registry
 from specdec.experiments import train
 from specdec.experiments.cli import main
 from specdec.experiments.training import corpus, datastore
 
-FILES = list((loading.CONF / "experiment").glob("train_*.yaml"))
+FILES = list((registry.CONF / "experiment").glob("train_*.yaml"))
 OTHERS = {"train_retrieval", "train_tiny_datastore"} | {
     file.stem for file in FILES if "/training/" in file.read_text()
 }  # see tests/.../heads
@@ -126,7 +126,7 @@ def test_a_datastore_is_built_and_drafts_from_it(sorts_suffixes, target, tmp_pat
     assert "of 1 texts" in capsys.readouterr().out
     folder = tmp_path / "outputs" / "train_retrieval"
     assert json.loads((folder / "provenance.json").read_text())["data"]["sources"] == []
-    drafter = {**loading.read_yaml("drafter", "retrieval"), "path": str(folder / "datastore.bin")}
+    drafter = {**registry.read_yaml("drafter", "retrieval"), "path": str(folder / "datastore.bin")}
     decoder = SpeculativeDecoder.from_pretrained(str(target), drafter=drafter)
     found = decoder.engine.drafter.datastore
     ids = decoder.tokenizer("import os\nimport sys\n")["input_ids"]
@@ -167,7 +167,7 @@ def test_a_datastore_without_held_out_files(sorts_suffixes, target, tmp_path, mo
 
 def test_the_shipped_datastore():
     """It is there under its name, and its tokenizer is the shipped target's."""
-    drafter = loading.build("drafter", "retrieval")
+    drafter = registry.build("drafter", "retrieval")
     assert drafter.datastore.tokenizer == loading.fingerprint(loading.load_tokenizer("tiny"))
     assert drafter.datastore.tokens == 1_500_000
 

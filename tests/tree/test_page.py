@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import specdec
-from specdec import loading
+from specdec import registry
 from specdec.core import TreePolicy
 from specdec.drafters.draft_model import DraftModel
 from specdec.tree.sequoia import Table, read_chances
@@ -24,13 +24,13 @@ PAGE = (ROOT / "docs" / "trees.md").read_text(encoding="utf-8")
 
 def test_the_table_has_every_policy() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (yes|no) \|.*\| `specdec run .*tree=\1.*` \|$", PAGE, re.MULTILINE))
-    assert sorted(rows) == loading.names("tree")
+    assert sorted(rows) == registry.names("tree")
     for name, fixed in rows.items():
-        assert loading.build("tree", name).fixed_shape == (fixed == "yes")
+        assert registry.build("tree", name).fixed_shape == (fixed == "yes")
 
 
 def test_the_picture_is_the_tree() -> None:
-    tree = loading.build("tree", "sequoia")
+    tree = registry.build("tree", "sequoia")
     picture = PAGE.split("```")[1]
     assert {tuple(map(int, name)) for name in re.findall(r"(?<=\s)\d+(?=\s)", re.sub(r"P \+ .*", "", picture))} == set(
         tree.paths

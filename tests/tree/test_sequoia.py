@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from specdec import loading
+from specdec import registry
 from specdec.core import TreePolicy
 from specdec.tree.cost import CostCurve
 from specdec.tree.sequoia import Chances, Table, choose, read_chances, sequoia
@@ -150,12 +150,12 @@ def test_a_policy_of_fixed_shape() -> None:
 
 
 def test_the_yaml_in_conf_is_what_was_measured() -> None:
-    spec, measured = loading.read_yaml("tree", "sequoia"), json.loads(MEASURED.read_text())
+    spec, measured = registry.read_yaml("tree", "sequoia"), json.loads(MEASURED.read_text())
     assert spec["acceptance"] == measured["acceptance"]
     assert spec["draft_cost"] == measured["draft_cost"]
     line, curve = CostCurve.make(spec["curve"]), CostCurve.make(MEASURED)
     assert all(line(n) == pytest.approx(curve(n), rel=0.06) for n in range(1, 65))
-    tree = loading.build("tree", "sequoia")
+    tree = registry.build("tree", "sequoia")
     assert isinstance(tree, StaticTree)
     assert 2 < tree.max_nodes <= 32
 

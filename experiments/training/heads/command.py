@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.experiments import provenance
 from specdec.experiments.display import Bar
 from specdec.experiments.trackers.base import Guarded
@@ -61,11 +61,11 @@ def train_head(
         console = Console(quiet=True)
     if accelerator.num_processes > 1 and spec.get("device") == "auto":
         spec["device"] = str(accelerator.device)
-    model = loading.instantiate(spec, allowed, "target")
+    model = registry.instantiate(spec, allowed, "target")
     target = None if config.only_data else Target(model)
     head, teacher = make_head(config, target, allowed) if target else (None, None)
     if head is not None:  # what is wrong with its drafter's yaml shows now
-        loading.build("drafter", {**raw["drafter"], "head": head}, allow_targets=allowed)
+        registry.build("drafter", {**raw["drafter"], "head": head}, allow_targets=allowed)
     output = Path(config.output)
     if head is not None and accelerator.is_main_process:
         claim(output, _settings(raw), FREE)
@@ -77,7 +77,7 @@ def train_head(
         choose(counts, model.get_output_embeddings().weight)
     if config.shard_target and accelerator.num_processes > 1:
         _shard(model)
-    tracker = Guarded(loading.instantiate(raw["tracker"]) if accelerator.is_main_process else Noop())
+    tracker = Guarded(registry.instantiate(raw["tracker"]) if accelerator.is_main_process else Noop())
     tracker.start(output, str(raw["name"]), raw)
     result = _train(config, head, teacher, data, accelerator, console, tracker)
     decoded = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specdec import loading
+from specdec import registry
 from specdec.experiments.training.heads.losses import LOSSES
 from specdec.experiments.validation import check_counts
 
@@ -117,9 +117,9 @@ def check_settings(config: HeadTrainingConfig) -> HeadTrainingConfig:
         if not isinstance(value, int | float) or not 0 < value <= most:
             raise ValueError(f"training.{name} is {value!r}; expected a number above 0{', at most 1' * (most == 1)}")
     if config.loss not in LOSSES:
-        raise loading.unknown("training.loss", config.loss, LOSSES)
+        raise registry.unknown("training.loss", config.loss, LOSSES)
     if config.dtype not in ("bfloat16", "float32"):
-        raise loading.unknown("training.dtype", config.dtype, ["bfloat16", "float32"])
+        raise registry.unknown("training.dtype", config.dtype, ["bfloat16", "float32"])
     if not 0 <= data.corpus_share < 1:
         raise ValueError(f"data.corpus_share is {data.corpus_share!r}; expected a number from 0 to below 1")
     if not data.temperatures or min(data.temperatures) < 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from specdec import loading
+from specdec import registry
 from specdec.engine import Engine
 from specdec.experiments.training.heads.sequences import Sequences
 from specdec.inputs import eos_ids
@@ -25,7 +25,7 @@ def decode_held_out(
     Args:
         drafter: its yaml, with the trained head.
     """
-    made = loading.build("drafter", drafter, allow_targets=allow_targets)
+    made = registry.build("drafter", drafter, allow_targets=allow_targets)
     engine = Engine(model, made, None, "coupled")
     requests = []
     for row in range(min(PROMPTS, len(held_out))):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from specdec import loading
+from specdec import registry
 from specdec.engine import check_fit
 from specdec.experiments.training.heads.config import HeadTrainingConfig
 from specdec.experiments.training.heads.simulate import ask
@@ -27,13 +27,13 @@ def make_head(config: HeadTrainingConfig, target: Target, allow_targets: Collect
     if "_target_" not in settings:
         raise ValueError("training.head has no _target_; expected the class of a head, as in conf/training")
     name = str(settings.pop("_target_"))
-    new = getattr(loading.find_target(name, allow_targets), "new", None)
+    new = getattr(registry.find_target(name, allow_targets), "new", None)
     if new is None:
         raise ValueError(f"training.head: {name} has no `new`; expected the class of a head, as in conf/training")
     known = inspect.signature(new).parameters
     for key in settings:
         if key not in known:
-            raise loading.unknown(f"setting of training.head ({name})", key, list(known)[1:])
+            raise registry.unknown(f"setting of training.head ({name})", key, list(known)[1:])
     torch.manual_seed(config.seed)
     head = new(target, **settings)
     check_fit(head, target.model)

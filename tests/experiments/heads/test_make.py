@@ -25,7 +25,7 @@ def target() -> Target:
 
 @pytest.fixture(autouse=True)
 def _can_be_found(monkeypatch):
-    monkeypatch.setattr("specdec.experiments.training.heads.make.loading.find_target", lambda name, _: heads()[name])
+    monkeypatch.setattr("specdec.experiments.training.heads.make.registry.find_target", lambda name, _: heads()[name])
 
 
 def heads() -> dict[str, object]:
