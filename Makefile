@@ -59,10 +59,18 @@ bench: install ## time the loop against transformers' own on this machine
 	$(BIN)/python benchmarks/loop.py $(ARGS)
 
 ##@ Check
-.PHONY: test test-slow test-gpu test-quant test-oldest test-triton-oldest quality format
+.PHONY: browser test test-slow test-gpu test-quant test-oldest test-triton-oldest quality format
 test: install ## the suite, without what is marked slow or gpu
 	$(call say,Tests)
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
+
+browser: ## a headless Chromium, which the tests of the trace viewer want (by apt, as root); without one they are skipped
+	$(call say,A headless Chromium)
+	@for name in chromium-headless-shell chromium google-chrome; do command -v $$name && exit; done; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "install Chromium by hand" >&2; exit 1; fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	timeout 120 apt-get update -q; \
+	timeout 300 apt-get install -q -y --no-install-recommends chromium-headless-shell fonts-dejavu-core
 
 test-slow: install ## the long proofs: losslessness over many tokens, distributions
 	$(call say,Slow proofs)

@@ -144,6 +144,11 @@ class Adaptive:
         counts = torch.tensor(sizes, dtype=torch.int32, device=tree.sizes.device)
         return first_nodes(tree, counts, min(largest, tree.max_nodes))
 
+    def proposals(self, state: State) -> dict[str, TokenTree]:
+        """See Drafter: those of the drafter within, if it has any."""
+        found: dict[str, TokenTree] = getattr(self.drafter, "proposals", lambda _: {})(state.inner)
+        return found
+
     def _sizes(self, state: State) -> list[int]:
         """Of every slot's tree, on the host."""
         sizes = [1] * state.capacity

@@ -51,7 +51,7 @@ def examples(run: RunFiles, method: str) -> list[Example]:
         row = rows[place]
         turns = prompts.get(str(row["question_id"]), [])
         prompt = turns[row["turn"]] if row["turn"] < len(turns) else ""
-        found.append(Example(title, row, _end_of(prompt), row["text"][:TEXT_CHARACTERS], _steps(row, tokenizer)))
+        found.append(Example(title, row, _end_of(prompt), row["text"][:TEXT_CHARACTERS], steps_of(row, tokenizer)))
     return found
 
 
@@ -61,12 +61,15 @@ def _end_of(prompt: str) -> str:
     return "…\n" + prompt[-PROMPT_CHARACTERS:].partition("\n")[2]
 
 
-def _steps(row: Row, tokenizer: Any) -> list[Step]:
-    """None where the tokens are not known."""
+def steps_of(row: Row, tokenizer: Any) -> list[Step]:
+    """A request's; none where the tokens' texts are not known."""
     ids: Sequence[int] = row.get("token_ids") or []
     if tokenizer is None or not ids:
         return []
-    return split_text(ids, [(size - 1, size) for size in row["accept_lengths"]], tokenizer)
+    sizes = [(size - 1, size) for size in row["accept_lengths"]]
+    if sizes and row["accepted"] > sum(drafted for drafted, _ in sizes):  # the text ended within a drafted path
+        sizes[-1] = (sizes[-1][1],) * 2
+    return split_text(ids, sizes, tokenizer)
 
 
 def split_text(ids: Sequence[int], sizes: Sequence[tuple[int, int]], tokenizer: Any) -> list[Step]:

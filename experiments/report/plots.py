@@ -19,10 +19,12 @@ def speedup(methods: Sequence[Shown]) -> Markup | None:
     if not points:
         return None
     highest = max([(m.entry["speedup"].get("high") or ratio) for m, _, ratio in points])
-    x = Axis(1.0, max(1.06 * max(length for _, length, _ in points), 1.5), 46, WIDTH - 36)
+    x = Axis(1.0, max(1.06 * max(length for _, length, _ in points), 1.5), 46, WIDTH - 46)
     y = Axis(0.0, 1.12 * max(highest, 1.0), 296, 18)
     canvas = Canvas(WIDTH, 340)
-    _equal_costs(canvas, x, y, dearest=max(length / ratio for _, length, ratio in points if ratio))
+    places = [(x(length), y(ratio)) for _, length, ratio in points]
+    taken: list[Box] = [(px - 6, py - 6, px + 6, py + 6) for px, py in [*places, (x(1.0), y(1.0))]]
+    _equal_costs(canvas, x, y, max(length / ratio for _, length, ratio in points if ratio), taken)
     canvas.line(x.start, y.start, x.start, y.end, "axis")
     canvas.line(x.start, y.start, x.end, y.start, "axis")
     canvas.line(x.start, y(1.0), x.end, y(1.0), "even")
@@ -32,8 +34,6 @@ def speedup(methods: Sequence[Shown]) -> Markup | None:
     for tick in x.ticks(6):
         canvas.line(x(tick), y.start, x(tick), y.start + 4, "axis")
         canvas.text(x(tick), y.start + 17, f"{tick:g}", "middle")
-    places = [(x(length), y(ratio)) for _, length, ratio in points]
-    taken: list[Box] = [(px - 6, py - 6, px + 6, py + 6) for px, py in [*places, (x(1.0), y(1.0))]]
     canvas.marker(x(1.0), y(1.0), 0, "base dot")
     for (method, _, _), (px, py) in zip(points, places):
         found = method.entry["speedup"]
@@ -49,25 +49,27 @@ def speedup(methods: Sequence[Shown]) -> Markup | None:
     return canvas.svg("plot-speedup", "Speed-up against mean accepted length", "; ".join(said) + ".")
 
 
-def _equal_costs(canvas: Canvas, x: Axis, y: Axis, dearest: float) -> None:
-    """Lines speed-up = length / cost, up to what the dearest step costs."""
+def _equal_costs(canvas: Canvas, x: Axis, y: Axis, dearest: float, taken: list[Box]) -> None:
+    """Lines speed-up = length / cost, up to what the dearest step costs. Their words go into `taken`."""
     for cost in [c for c in COSTS if c <= max(1.5 * dearest, 1.5)]:
         right = min(x.high, cost * y.high)
         canvas.line(x(1.0), y(1 / cost), x(right), y(right / cost), "iso")
-        words = "step costs 1×" if cost == 1 else f"{cost:g}×"
+        words = f"{'costs ' * (cost == 1)}{cost:g}×"
         if right < x.high:
             canvas.text(x(right), y.end - 4, words, "middle", "faint")
         else:
-            canvas.text(x.end + 3, y(right / cost) + 3, words, "start" if cost > 1 else "end", "faint")
+            level = y(right / cost)
+            canvas.text(x.end + 3, level + 3, words, class_="faint")
+            taken.append((x.end, level - 7, x.end + 44, level + 5))
 
 
 def _place(canvas: Canvas, words: str, px: float, py: float, taken: list[Box], x: Axis) -> None:
     """Put words beside a point where nothing is yet."""
     width = CHARACTER * len(words)
-    spots = [(10, 4), (-10 - width, 4), (10, -9), (10, 17), (-10 - width, -9), (-10 - width, 17)]
+    spots = [(10, 4), (-14 - width, 4), (10, -9), (10, 17), (-14 - width, -9), (-14 - width, 17)]
     spots += [(-width / 2, dy) for dy in (-14, 22, -28, 36, 50, -42)]
     boxes = [(px + dx, py + dy - 10, px + dx + width, py + dy + 3) for dx, dy in spots]
-    inside = [b for b in boxes if b[0] > x.start and b[2] < x.end + 34 and b[1] > 4]
+    inside = [b for b in boxes if b[0] > x.start and b[2] < x.end + 44 and b[1] > 4]
     free = [b for b in inside if not any(b[0] < t[2] and t[0] < b[2] and b[1] < t[3] and t[1] < b[3] for t in taken)]
     box = (free or inside or boxes)[0]
     taken.append(box)

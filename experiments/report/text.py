@@ -35,7 +35,7 @@ def large(value: float | None, unit: str = "") -> str:
     prefixes = ["", "k", "M", "G", "T", "P"]
     while abs(value) >= 1000 and len(prefixes) > 1:
         value, prefixes = value / 1000, prefixes[1:]
-    return f"{value:.3g} {prefixes[0]}{unit}".rstrip()
+    return f"{value:.3g}\u00a0{prefixes[0]}{unit}".rstrip()  # never in two lines
 
 
 def times(value: float | None) -> str:

@@ -24,12 +24,15 @@ const millis = (seconds) => `${(1000 * seconds).toPrecision(3)} ms`;
 
 // --- the tree
 
-function fit(text, width) {
-  let letters = Array.from(text.textContent);
-  while (letters.length > 1 && text.getComputedTextLength() > width) {
-    letters = letters.slice(0, -1);
-    text.textContent = letters.join("") + "…";
-  }
+const pen = document.createElement("canvas").getContext("2d"); // measures without a layout of the page
+pen.font = `12px ${getComputedStyle(document.documentElement).getPropertyValue("--mono")}`;
+
+function fit(word, width) {
+  const letters = Array.from(word);
+  let count = letters.length;
+  const cut = () => letters.slice(0, count).join("") + (count < letters.length ? "…" : "");
+  while (count > 1 && pen.measureText(cut()).width > width) count -= 1;
+  return cut();
 }
 
 function drawNode(svg, [x, y], node, height) {
@@ -37,9 +40,8 @@ function drawNode(svg, [x, y], node, height) {
   make(group, "title", {}, node.told);
   const inset = node.target === undefined ? (height - FLAT.node) / 2 : 0;
   make(group, "rect", { class: "frame", y: inset, width: WIDTH, height: height - 2 * inset, rx: 5 });
-  const word = make(group, "text", { x: 7, y: inset + 16 }, node.word);
-  const tag = node.by ? make(group, "text", { class: "part", x: WIDTH - 6, y: 14, "text-anchor": "end" }, node.by) : null;
-  fit(word, WIDTH - 14 - (tag ? 4 + tag.getComputedTextLength() : 0));
+  make(group, "text", { x: 7, y: inset + 16 }, fit(node.word, WIDTH - 14 - 6 * (node.by || "").length));
+  if (node.by) make(group, "text", { class: "part", x: WIDTH - 6, y: 14, "text-anchor": "end" }, node.by);
   if (node.target === undefined) return;
   [["draft", node.draft, 24], ["verify", node.target, 34]].forEach(([kind, value, top]) => {
     if (value === null) return;
@@ -67,6 +69,11 @@ function drawTree(box, nodes, said, { node: tall, row: pitch }) {
     make(svg, "path", { class: `edge ${nodes[j].kind}`, d: bow });
   }
   nodes.forEach((node, j) => drawNode(svg, places[j], node, tall));
+}
+
+function showEnd(box) {
+  const [frame, seen] = [box.querySelector(".own"), box].map((part) => part.getBoundingClientRect());
+  box.scrollBy(frame.left - seen.left - seen.width / 2, frame.top - seen.top - seen.height / 2);
 }
 
 function readNodes(data, parts) {
@@ -117,6 +124,7 @@ function show(number) {
   if (!data) return;
   const nodes = readNodes(data, trace.parts);
   drawTree(find("tree"), nodes, data.said, TALL);
+  showEnd(find("tree"));
   listNodes(nodes);
   const { words, parents, rows } = data.riders;
   find("riding").hidden = !words.length;

@@ -14,9 +14,12 @@ import yaml
 from specdec import metrics
 from specdec.experiments.methods import Method
 from specdec.experiments.report import write_report
+from specdec.experiments.report.examples import steps_of
 from specdec.experiments.summary import summarise, without_nan
 from specdec.metrics import TargetCost
 from specdec.sampling import SamplingParams
+
+from ..models import byte_tokenizer
 
 GREEDY, WARM = SamplingParams(temperature=0.0), SamplingParams(temperature=0.8)
 COUPLED = {"_target_": "specdec.acceptance.coupled.Coupled"}
@@ -265,3 +268,13 @@ def test_a_value_that_does_not_exist_is_a_dash(tmp_path):
     assert "–" in page.text
     assert "nan" not in page.text.lower().split()
     assert "None" not in page.text
+
+
+def test_what_was_drafted_when_a_text_ended_within_a_path() -> None:
+    """The counts tell: more was accepted than the steps kept, and then the last token kept was a drafted one."""
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("abcdef")["input_ids"]
+    row = {"token_ids": ids, "accept_lengths": [3, 2], "accepted": 3}
+    assert [(s.drafted, s.own) for s in steps_of(row, tokenizer)] == [("", "a"), ("bc", "d"), ("e", "f")]
+    row["accepted"] = 4
+    assert [(s.drafted, s.own) for s in steps_of(row, tokenizer)] == [("", "a"), ("bc", "d"), ("ef", "")]

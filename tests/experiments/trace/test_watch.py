@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specdec import decode
 from specdec.core import DraftNeeds, Verdict
+from specdec.drafters.adaptive import Adaptive
 from specdec.drafters.hybrid import Hybrid
 from specdec.engine import Engine, serve
 from specdec.experiments.trace.make import trace_text
@@ -200,10 +201,12 @@ class Other(Fixed):
     """Another class."""
 
 
-def test_whose_a_node_is() -> None:
-    """One that several parts proposed is all of theirs."""
+@pytest.mark.parametrize("within", [False, True])
+def test_whose_a_node_is(within: bool) -> None:
+    """One that several parts proposed is all of theirs; also where the parts lie deeper."""
     parts: Any = [Fixed([1, 2]), Fixed([3]), Other([1, 4], [3])]
-    trace = make_trace(Engine(TARGET, Hybrid(parts), None, "coupled"), make_request())
+    drafter = Adaptive(Hybrid(parts)) if within else Hybrid(parts)
+    trace = make_trace(Engine(TARGET, drafter, None, "coupled"), make_request())
     step = trace.steps[0]
     assert step.tokens[1:] == [1, 2, 3, 4]
     tokens = {name: [step.tokens[j] for j in nodes] for name, nodes in step.sources.items()}
@@ -252,3 +255,8 @@ def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         read_traces(file)
     with pytest.raises(ValueError, match="record one with: specdec run"):
         read_traces(tmp_path / "nothing")
+
+
+def test_drafters_that_have_no_parts_tell_of_none() -> None:
+    trace = make_trace(Engine(TARGET, Adaptive(Fixed([1, 2])), None, "coupled"), make_request())
+    assert all(step.sources == {} for step in trace.steps)
