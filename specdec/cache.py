@@ -38,6 +38,7 @@ class TreeCache:
         lengths: `[B]` int32, committed tokens of every slot. `commit`, `append`, `rewind` and `release` change them,
             and Target when it opens and prefills.
         keys, values: per layer `[B, heads, room, head size]`, zero at first (kernels read whole tiles).
+        arenas: what these are parts of, `[layers, B, heads, room, size]`: all layers of a shape move in one operation.
     """
 
     def __init__(self, layers: Sequence[LayerShape], capacity: int, room: int, device: torch.device):
@@ -46,7 +47,7 @@ class TreeCache:
         self.lengths = torch.zeros(capacity, dtype=torch.int32, device=device)
         self.block_table = torch.arange(capacity, dtype=torch.int32, device=device)[:, None]  # [B, 1]
         shapes = list(layers)
-        self._arenas: list[Tensor] = []  # [layers, B, heads, room, size]: all layers of a shape move in one operation
+        self.arenas: list[Tensor] = []
         self.keys = self._allocate([(s.heads, s.key_size, s.dtype) for s in shapes])
         self.values = self._allocate([(s.heads, s.value_size, s.dtype) for s in shapes])
 
@@ -56,19 +57,14 @@ class TreeCache:
             layers = [i for i, s in enumerate(shapes) if s == shape]
             heads, size, dtype = shape
             arena = torch.zeros(len(layers), self.capacity, heads, self.room, size, dtype=dtype, device=self.device)
-            self._arenas.append(arena)
+            self.arenas.append(arena)
             views |= dict(zip(layers, arena, strict=True))
         return [views[i] for i in range(len(shapes))]
 
     @property
-    def arenas(self) -> list[Tensor]:
-        """All there is, `[layers, B, heads, room, size]` each; the entries of `keys` and `values` are parts of them."""
-        return self._arenas
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the arena."""
-        return sum(a.nbytes for a in self._arenas)
+        return sum(a.nbytes for a in self.arenas)
 
     def twin(self) -> TreeCache:
         """The same arena, with lengths of its own: what it writes behind them is there for both."""
@@ -82,7 +78,7 @@ class TreeCache:
 
     def commit(self, path: Tensor, num_accepted: Tensor) -> None:
         """Keep a path of every slot. `path` `[B, D]` scratch nodes, ascending, -1 padded; `num_accepted` `[B]`."""
-        kv_commit(self._arenas, self.block_table, self.lengths, path, num_accepted)
+        kv_commit(self.arenas, self.block_table, self.lengths, path, num_accepted)
         self.lengths += num_accepted.to(torch.int32)
 
     def rewind(self, lengths: Tensor) -> None:
@@ -140,8 +136,6 @@ class CacheView(RowsOnly):
     `update` stores the new rows and hands the whole arena to the attention function, which knows the lengths. It
     answers what masks and positions are made from, though our attention needs no mask and rows carry their positions.
     """
-
-    is_compileable = False
 
     def __init__(self, cache: TreeCache, places: Places):
         self._cache = cache

@@ -46,8 +46,6 @@ class _Pass(RowsOnly):
     `update` only hands the new rows on; the operator stores them.
     """
 
-    is_compileable = False
-
     def __init__(self, arenas: Sequence[Tensor], homes: Sequence[Home], about: Sequence[Tensor], backend: str):
         self.arenas, self.homes, self.about, self.backend = arenas, homes, about, backend
         self.layer = 0

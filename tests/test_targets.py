@@ -239,7 +239,7 @@ def test_what_lies_in_unused_places_of_the_cache_is_not_read(
 
     def poisoned(self: TreeCache, shapes: list[tuple[int, int, torch.dtype]]) -> list[Tensor]:
         views = allocate(self, shapes)
-        for arena in self._arenas:
+        for arena in self.arenas:
             arena.fill_(float("nan"))
         return views
 
