@@ -8,6 +8,7 @@ from typing import Any
 
 from specdec import loading, registry
 from specdec.attention import choose_backend
+from specdec.exact import check_settings
 from specdec.experiments.methods import Method, Spec, make_methods
 from specdec.experiments.validation import check_counts, check_keys, check_models, refuse_missing
 
@@ -49,6 +50,7 @@ class RunConfig:
     data: Spec
     tracker: Spec
     backend: str
+    exact: bool
     measure: Measure
     stream: int | None
     trace: tuple[str, ...] = ()
@@ -75,6 +77,7 @@ class RunConfig:
         check_models({"target": raw["target"]})
         measure = raw.get("measure") or {}
         check_keys(measure, {f.name for f in fields(Measure)}, "setting of measure")
+        backend, exact = _backend(raw.get("backend"))
         stream = raw.get("stream")
         if stream is not None and (type(stream) is not int or stream < 1):
             raise ValueError(f"stream is {stream!r}; expected a number of new tokens, or null")
@@ -84,7 +87,8 @@ class RunConfig:
             methods=make_methods(raw, allowed),
             data=dict(raw["data"]),
             tracker=dict(raw["tracker"]),
-            backend=_backend(raw.get("backend")),
+            backend=backend,
+            exact=exact,
             measure=Measure(**measure),
             stream=stream,
             trace=_trace(raw.get("trace")),
@@ -93,11 +97,16 @@ class RunConfig:
         )
 
 
-def _backend(raw: Any) -> str:
-    check_keys(raw, {"attention"}, "setting of backend")
-    name = str(raw["attention"])
-    choose_backend(name, loading.choose_device("auto"))
-    return name
+def _backend(raw: Any) -> tuple[str, bool]:
+    """The attention backend, and whether the target is exact."""
+    check_keys(raw, {"attention", "exact"}, "setting of backend")
+    name, exact = str(raw["attention"]), raw.get("exact", False)
+    if type(exact) is not bool:
+        raise ValueError(f"backend.exact is {exact!r}; expected true or false")
+    backend = choose_backend(name, loading.choose_device("auto"))
+    if exact:
+        check_settings(backend, compile=False)
+    return name, exact
 
 
 def _trace(raw: Any) -> tuple[str, ...]:

@@ -106,7 +106,8 @@ def show_table(console: Console, summary: Mapping[str, Any]) -> None:
     """The leaderboard, in 80 columns."""
     target = summary["target"]
     packed = f" with {target['quantize']} weights" if target.get("quantize") else ""
-    title = f"{summary['experiment']}: {target['name']}, {target['dtype']}{packed}"
+    exact = ", exact" if target.get("exact") else ""
+    title = f"{summary['experiment']}: {target['name']}, {target['dtype']}{packed}{exact}"
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("method", no_wrap=True)
     for name in ("accepted", "speed-up", "draft/verify/\naccept/commit %"):

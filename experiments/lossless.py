@@ -5,6 +5,8 @@ tokens are closer than that, either may come out, and the texts part for good. S
 other difference is. The tokens' scores are looked up in the baseline's own forward: up to the difference both texts are
 the same, so it is one prefill and one step.
 
+An exact target (see `specdec.exact`) does not round: no difference is a tie there.
+
 Float32 and float64: a tie is a gap of at most 1e-4. Lower precisions: logits are stored in steps (`eps` times their
 power of two, 0.125 for a bfloat16 logit between 16 and 32) and inherit the rounding of all layers below, so a tie is a
 gap of at most `TIE_SPACINGS` such steps at the position's largest logit, however small those of the two tokens are:
@@ -44,7 +46,7 @@ class Check:
         gap: between the scores of the two tokens there, in the baseline's forward.
         top2_gap: between the two best scores there.
         threshold: what a tie may have.
-        tie: `gap` is at most `threshold`.
+        tie: `gap` is at most `threshold`, and the target is not exact.
     """
 
     comparable: bool
@@ -88,7 +90,8 @@ def compare(
     largest = max(float(logits.max()), abs(float(logits[ours])), abs(float(logits[theirs])))
     threshold = tie_threshold(largest, target.model.dtype)
     threshold /= sampling.temperature or 1.0
-    return Check(True, False, position, gap, float(best[0] - best[1]), threshold, gap <= threshold)
+    tie = gap <= threshold and not target.block_rows
+    return Check(True, False, position, gap, float(best[0] - best[1]), threshold, tie)
 
 
 def tie_threshold(logit: float, dtype: torch.dtype) -> float:

@@ -58,6 +58,7 @@ class Bench:
             "class": type(self.model).__name__,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantize": quantize,
+            "exact": next(iter(self.engines.values())).target.block_rows > 0,
             "device": str(self.device),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "weight_bytes": self.cost.weight_bytes,
@@ -83,6 +84,7 @@ def build(config: RunConfig) -> Bench:
                 method.tree,
                 method.acceptance,
                 backend=config.backend,
+                exact=config.exact,
                 allow_targets=config.allow_targets,
             )
         except ValueError as error:

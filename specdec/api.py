@@ -60,6 +60,7 @@ def generate(
     streamer: BaseStreamer | None = None,
     backend: str = "auto",
     compile: bool = False,
+    exact: bool = False,
     allow_targets: Collection[str] = (),
 ) -> GenerateOutput:
     """Continue prompts with speculative decoding.
@@ -86,6 +87,9 @@ def generate(
         compile: verify with compiled graphs: faster steps after some tens of seconds for each size of trees. They stay
             with the model, so that later calls find them. On a GPU the step is captured in CUDA graphs, which only a
             `SpeculativeDecoder` keeps.
+        exact: no rounding tells speculation and batches from plain decoding in the same mode: the same logits, bit for
+            bit, and with the greedy or coupled rule the same text (see docs/lossless.md). Slower; on a GPU for chains
+            only, unless backend="packed".
         allow_targets: see `registry.build`.
 
     Raises:
@@ -104,7 +108,9 @@ def generate(
         Request(prompt, max_new_tokens, settings[row], eos, row_processors(logits_processor, row), criteria)
         for row, prompt in enumerate(prompts)
     ]
-    engine = Engine(model, drafter, tree, acceptance, backend=backend, compile=compile, allow_targets=allow_targets)
+    engine = Engine(
+        model, drafter, tree, acceptance, backend=backend, compile=compile, exact=exact, allow_targets=allow_targets
+    )
     if streamer is not None:
         if len(prompts) > 1:
             raise ValueError(f"a streamer takes one row at a time; got {len(prompts)} rows")

@@ -39,6 +39,7 @@ class Visibility:
         tree_sizes: `[B]` int32, nodes in the scratch places, those of earlier passes included.
         words: `[R, W]` int64, or None for causal chains.
         backend: one of BACKENDS.
+        fixed_chunks: as in `tree_attention`.
     """
 
     block_table: Tensor
@@ -47,6 +48,7 @@ class Visibility:
     tree_sizes: Tensor
     words: Tensor | None
     backend: Backend
+    fixed_chunks: bool = False
 
     @cached_property
     def plan(self) -> Plan:
@@ -115,8 +117,11 @@ def tree_attention_forward(
     q = query[0].transpose(0, 1)  # [R, Hq, D]
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     window, cap = sliding_window or 0, softcap or 0.0
+    fixed = rows.fixed_chunks
     if rows.backend == "packed":
-        output = packed.attend(q, key, value, rows.plan, scale=scale, window=window, softcap=cap, sinks=s_aux)
+        output = packed.attend(
+            q, key, value, rows.plan, scale=scale, window=window, softcap=cap, sinks=s_aux, fixed_chunks=fixed
+        )
     else:
         output = tree_attention(
             q,
@@ -131,6 +136,7 @@ def tree_attention_forward(
             window=window,
             softcap=cap,
             sinks=s_aux,
+            fixed_chunks=fixed,
             backend=rows.backend,
             workspace=rows.workspace,
             plan=rows.plan if rows.reads_lengths else None,

@@ -145,6 +145,8 @@ class CacheView(RowsOnly):
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """`key`, `value` `[1, heads, R, size]` of the packed rows; returns this layer's arena."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
+        live = len(self._places.slots)  # rows behind these are padding
+        key, value = key[:, :, :live], value[:, :, :live]
         if key.device.type != "cpu":
             rows = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [R, heads, size]
             kv_write(*rows, keys, values, self._cache.block_table, self._places.slots, self._places.places)

@@ -74,7 +74,7 @@ class SpeculativeDecoder:
     Args:
         model: a transformers causal LM.
         tokenizer: its tokenizer.
-        drafter, tree, acceptance, backend, compile, allow_targets: as in `generate`.
+        drafter, tree, acceptance, backend, compile, exact, allow_targets: as in `generate`.
     """
 
     def __init__(
@@ -87,11 +87,12 @@ class SpeculativeDecoder:
         acceptance: object = "coupled",
         backend: str = "auto",
         compile: bool = False,
+        exact: bool = False,
         allow_targets: Collection[str] = (),
     ):
         self.model, self.tokenizer = model, tokenizer
         self.engine = Engine(
-            model, drafter, tree, acceptance, backend=backend, compile=compile, allow_targets=allow_targets
+            model, drafter, tree, acceptance, backend=backend, compile=compile, exact=exact, allow_targets=allow_targets
         )
 
     @staticmethod

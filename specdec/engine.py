@@ -12,6 +12,7 @@ from specdec import loading, registry
 from specdec.capture import CapturedStep, rehearse
 from specdec.core import AcceptanceRule, Drafter
 from specdec.decode import decode
+from specdec.exact import check_settings
 from specdec.metrics import DecodingStats
 from specdec.request import Generation, Request
 from specdec.sampling import SamplingParams
@@ -33,6 +34,7 @@ class Engine:
         *,
         backend: str = "auto",
         compile: bool = False,
+        exact: bool = False,
         allow_targets: Collection[str] = (),
     ):
         self.rule = make_rule(acceptance, allow_targets)
@@ -40,7 +42,11 @@ class Engine:
         check_fit(made, model)
         self._captures = compile and model.device.type == "cuda"
         layers = made.needs.hidden_layers
-        self.target = Target(model, backend=backend, hidden_layers=layers, compile=compile and not self._captures)
+        if exact and self._captures:
+            check_settings("auto", compile)
+        self.target = Target(
+            model, backend=backend, hidden_layers=layers, compile=compile and not self._captures, exact=exact
+        )
         self.drafter = attach(made, self.target)
         self._latest: object = None
         self._captured: CapturedStep | None = None  # serves later runs too, as long as its buffers are large enough

@@ -69,6 +69,7 @@ def generate(
     acceptance: object = "coupled",
     seed: int | None = None,
     backend: str = "auto",
+    exact: bool = False,
     allow_targets: Collection[str] = (),
     **model_kwargs: Any,
 ) -> SpeculativeOutput | Tensor:
@@ -81,7 +82,7 @@ def generate(
             called at every node.
         stopping_criteria: end-of-text ids and lengths are read from it, others are asked after every token.
         generation_config: greedy decoding or sampling.
-        drafter, tree, acceptance, backend, allow_targets: as in `specdec.generate`.
+        drafter, tree, acceptance, backend, exact, allow_targets: as in `specdec.generate`.
         seed: row i samples with seed + i; None draws one from torch's generator, as transformers' own sampling would.
         model_kwargs: what transformers prepared.
 
@@ -103,7 +104,7 @@ def generate(
         _request(row, input_ids[row], prompt, count, eos, logits_processor, criteria, generation_config, first + row)
         for row, prompt in enumerate(prompts)
     ]
-    engine = Engine(model, drafter, tree, acceptance, backend=backend, allow_targets=allow_targets)
+    engine = Engine(model, drafter, tree, acceptance, backend=backend, exact=exact, allow_targets=allow_targets)
     texts, stats = serve(engine, requests, caller.get("streamer"))
     own_pad = getattr(generation_config, "_pad_token_tensor", None)
     sequences = pad_texts(input_ids, texts, pad_id(model, None if own_pad is None else int(own_pad), eos))

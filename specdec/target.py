@@ -20,6 +20,7 @@ from specdec.buckets import buckets, warm
 from specdec.cache import CacheView, TreeCache
 from specdec.compiled import CompiledForward
 from specdec.core import Drafter, TargetOutput, Verdict
+from specdec.exact import check_chains, check_settings, choose_rows, in_blocks
 from specdec.packing import Rows, pack_nodes, prefill_pieces
 from specdec.probe import layer_shapes
 from specdec.tree.riders import rider_rows
@@ -35,6 +36,10 @@ class Target:
         hidden_layers: layers whose outputs every result carries (see TargetOutput).
         compile: verify with compiled graphs (see `compiled`), made when first needed or by `warmup`. Prefill stays as
             it is.
+        exact: a row's bits depend on its own text alone (see `exact`); slower.
+
+    Attributes:
+        block_rows: with exact=True, rows of every pass of the model; else 0.
 
     Raises:
         ValueError: the model cannot be used; the message says which and why (see `inspection`).
@@ -47,11 +52,14 @@ class Target:
         backend: str = "auto",
         hidden_layers: Sequence[int] = (),
         compile: bool = False,
+        exact: bool = False,
     ):
         inspection.check_architecture(model)
         self.model = model
         self.device = model.device
         self.backend = choose_backend(backend, self.device)
+        if exact:
+            check_settings(self.backend, compile)
         self.vocab_size: int = model.config.get_text_config().vocab_size
         self.max_positions = inspection.max_positions(model)
         self.hidden_layers = tuple(hidden_layers)
@@ -60,7 +68,10 @@ class Target:
         self._layers = layer_shapes(model, self._configs)
         self._compiled: CompiledForward | None = None
         self.cache = TreeCache(self._layers, 0, 0, self.device)
+        self.block_rows = 0
         inspection.check_logits(self)
+        if exact:
+            self.block_rows = choose_rows(self)
         if compile:
             self._compiled = CompiledForward(model, self._configs, self.backend, self._taps, self.max_positions)
 
@@ -153,6 +164,8 @@ class Target:
         """
         if self._compiled:
             return self._compiled(self.cache, tokens, depths, words, counts, first)
+        if self.block_rows:
+            check_chains(self.backend, depths, counts, first)
         rows = pack_nodes(self.cache, depths, words, counts, first, self.backend)
         if rows is None:
             return self._nothing(*tokens.shape)
@@ -162,11 +175,12 @@ class Target:
 
     def over(self, model: PreTrainedModel) -> Target:
         """A Target of another model on this one's KV, with lengths of its own: a model of some of the same layers. It
-        is valid until this one is opened anew, and runs without `compile`.
+        is valid until this one is opened anew, and runs without `compile` and `exact`: what it writes is a draft's.
         """
         made = copy(self)
         made.model, made.cache = model, self.cache.twin()
         made._configs, made.hidden_layers, made._taps, made._compiled = attention_configs(model), (), {}, None
+        made.block_rows = 0
         return made
 
     def _nothing(self, batch: int, nodes: int) -> TargetOutput:
@@ -186,6 +200,12 @@ class Target:
 
     def _forward(self, tokens: Tensor, rows: Rows, keep: Tensor | None = None) -> TargetOutput:
         """`tokens` `[R]`; logits `[1, R, V]`, or of the rows `keep` alone; hidden `[1, R, H]`."""
+        if self.block_rows:
+            return in_blocks(self._pass, tokens, rows, self.block_rows, keep)
+        return self._pass(tokens, rows, keep)
+
+    def _pass(self, tokens: Tensor, rows: Rows, keep: Tensor | None) -> TargetOutput:
+        """See `_forward`; the model's one."""
         taken: dict[int, Tensor] = {}
         hooks = [module.register_forward_hook(inspection.tap(taken, layer)) for layer, module in self._taps.items()]
         positions = rows.positions

@@ -25,7 +25,7 @@ LEVELS = (
     {"acceptance", "cache"},
     {
         *("attention", "attention_operator", "packing", "probe", "inspection", "partial", "buckets", "packed_weights"),
-        *("compiled", "target", "hub", "quantization", "registry", "loading", "heads"),
+        *("compiled", "exact", "target", "hub", "quantization", "registry", "loading", "heads"),
     },
     {"request_stats", "metrics", "phase_clock", "request", "step", "capture", "decode"},
     {"inputs", "text", "engine", "decoder", "api", "hf"},

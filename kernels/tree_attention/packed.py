@@ -13,6 +13,7 @@ from specdec.kernels.tree_attention.plan import Plan, Span, chunks
 
 _SCORE_BYTES = 64 << 20  # bound on one block of scores
 _CHUNK_ROWS = 128  # rows of a causal chain done at a time
+_ALIGNMENT = 64  # bytes, torch's own
 _MATMUL_ROWS = 64  # packed bfloat16 rows from which on two matmuls beat SDPA, for any length and head size
 
 
@@ -158,17 +159,22 @@ def _attend_rows(
     softcap: float,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Every row as one-token decoding would do it: its context and its path, in path order, nothing else."""
+    """Every row as one-token decoding would do it: its context and its path, in path order, nothing else.
+
+    Slots that lie side by side are read where they are if that keeps them at the same alignment as a copy, which
+    libraries look at when they choose a kernel.
+    """
     out = q.new_zeros(q.shape[0], q.shape[1], v_pool.shape[3])  # [R, Hq, Dv]
     fast = not softcap and sinks is None and k_pool.dtype == q.dtype and v_pool.shape[3] == q.shape[2]
+    in_place = all(x.shape[3] * x.element_size() % _ALIGNMENT == 0 for x in (k_pool, v_pool))
     for span in plan.spans:
-        k, v = plan.read(k_pool, span, 0), plan.read(v_pool, span, 0)  # [1, Hkv, S, D]
-        context = torch.arange(span.context, device=q.device)
-        for row, nodes in enumerate(plan.nodes(span), span.first):
-            slots = torch.cat([context, nodes.nonzero()[:, 0] + span.context])
-            slots = slots[-window:] if window else slots
-            if slots.numel() == 0:
+        pools = plan.read(k_pool, span, 0), plan.read(v_pool, span, 0)  # [1, Hkv, S, D]
+        for row, (start, end, slots) in enumerate(plan.paths(span, window), span.first):
+            if start == end:
                 continue
-            mine = [x.index_select(2, slots) for x in (k, v)]
-            out[row] = _attend_block(q[row : row + 1], mine[0], mine[1], None, scale, softcap, sinks, fast)[0]
+            if slots is not None:
+                k, v = (x.index_select(2, slots) for x in pools)
+            else:
+                k, v = (x[:, :, start:end] if in_place else x[:, :, start:end].clone() for x in pools)
+            out[row] = _attend_block(q[row : row + 1], k, v, None, scale, softcap, sinks, fast)[0]
     return out

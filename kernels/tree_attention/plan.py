@@ -37,6 +37,7 @@ class Plan:
     _bits: list[Tensor] = field(default_factory=list, repr=False)  # [R, largest size] bool, once it is needed
     _biases: dict[tuple[object, ...], tuple[int, Tensor | None]] = field(default_factory=dict, repr=False)
     _indices: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, repr=False)
+    _paths: dict[tuple[int, int], list[tuple[int, int, Tensor | None]]] = field(default_factory=dict, repr=False)
     _chains: list[Any] = field(default_factory=list, repr=False)  # see chains.py
 
     def nodes(self, span: Span) -> Tensor:
@@ -48,6 +49,28 @@ class Plan:
         if not self._bits:
             self._bits.append(visible_nodes(self.words, self.rows, max(s.size for s in self.spans)))
         return self._bits[0][span.first : span.end, : span.size]
+
+    def paths(self, span: Span, window: int) -> list[tuple[int, int, Tensor | None]]:
+        """The slots that each row of the span sees, in the order of its path: `(start, end, None)` where they lie side
+        by side, else their indices `[S]` as the third; `start == end` for none at all."""
+        key = (span.first, window)
+        if key not in self._paths:
+            self._paths[key] = [self._path(span, nodes, window) for nodes in self._listed(span)]
+        return self._paths[key]
+
+    def _listed(self, span: Span) -> list[list[int]]:
+        """The nodes that each row of the span sees."""
+        if self.words is None:
+            return [list(range(row + span.chain_offset + 1)) for row in range(span.end - span.first)]
+        return [[node for node, seen in enumerate(row) if seen] for row in self.nodes(span).tolist()]
+
+    def _path(self, span: Span, nodes: list[int], window: int) -> tuple[int, int, Tensor | None]:
+        end = span.context + len(nodes)
+        start = max(0, end - window) if window else 0
+        if not nodes or nodes[-1] == len(nodes) - 1:
+            return start, end, None
+        slots = [*range(start, span.context), *(span.context + node for node in nodes)][start - end :]
+        return start, end, torch.tensor(slots, device=self.block_table.device)
 
     def bias(self, span: Span, window: int, group: int, dtype: torch.dtype) -> tuple[int, Tensor | None]:
         """The first slot that any row of the span sees, and what to add to the scores from there on.

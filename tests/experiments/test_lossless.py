@@ -88,7 +88,7 @@ def test_rounding_is_that_of_the_largest_logit(monkeypatch, largest, tie):
     logits = torch.tensor([largest, 0.5, 0.4])
     scores = torch.tensor([0.0, 9.0, 8.9])
     monkeypatch.setattr(lossless, "_scores", lambda *_: (scores, logits))
-    target = SimpleNamespace(model=SimpleNamespace(dtype=torch.bfloat16))
+    target = SimpleNamespace(model=SimpleNamespace(dtype=torch.bfloat16), block_rows=0)
     assert lossless.compare(target, PROMPT, [1], [2], SamplingParams(temperature=1.0)).tie is tie
 
 

@@ -273,6 +273,25 @@ def test_a_failed_losslessness_check_is_in_the_exit_status(specdec_run, monkeypa
     assert main(["run", "resume=result"]) == 3
 
 
+def test_an_exact_target_has_no_ties(specdec_run, capsys):
+    code, directory = specdec_run("drafter=ngram", "target.dtype=bfloat16", "backend.exact=true", "measure.batch=3")
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["target"]["exact"]
+    assert [entry["lossless"]["verdict"] for entry in summary["methods"]] == ["baseline", "yes"]
+    assert "bfloat16, exact" in shown.out
+
+
+def test_backends_that_cannot_be_exact(specdec_run, capsys):
+    for given, told in (
+        (("backend=sdpa", "+backend.exact=true"), "exact=True needs an attention backend"),
+        (("backend.exact=1",), "backend.exact is 1; expected true or false"),
+    ):
+        assert specdec_run("drafter=ngram", *given)[0] == 1
+        assert told in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not SPEC_BENCH.exists(), reason="Spec-Bench's questions are not shipped")
 def test_spec_bench_runs(specdec_run):
     code, directory = specdec_run(
