@@ -69,18 +69,23 @@ class TextKeeper(ABC, Generic[Text]):
 
     def propose(self, state: State[Text], roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
         """A tree after every text; only roots if no `levels` are wanted."""
-        if state.entered:
-            first = roots.tolist()
-            for slot in state.entered:
-                if first[slot] >= 0:
-                    self.append(state.texts[slot], [first[slot]])
-                else:
-                    del state.texts[slot]
-            state.entered.clear()
+        self.enter(state, roots)
         if levels == 0:
             return TokenTree.roots(roots)
         trees = self.drafts(state, noise.vocab_size)
         return TokenTree.from_lists(trees, state.device).only(roots >= 0)
+
+    def enter(self, state: State[Text], roots: Tensor) -> None:
+        """Texts that have begun get their first token."""
+        if not state.entered:
+            return
+        first = roots.tolist()
+        for slot in state.entered:
+            if first[slot] >= 0:
+                self.append(state.texts[slot], [first[slot]])
+            else:
+                del state.texts[slot]
+        state.entered.clear()
 
     def observe(self, state: State[Text], tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
         """Texts go on, or have ended."""

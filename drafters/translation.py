@@ -6,6 +6,7 @@ same however long the text. What this gets wrong costs accepted tokens, never th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 SLACK = 8  # tokens that may be others because the text before them was cut off
 CHARACTER = 4  # most tokens, a byte each, of one character
 LEADS = ("\n", "a", ".")  # texts that few tokens span together with words after them
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token for one byte, where tokens are pieces of text
 UNFINISHED = "\ufffd"  # what tokenizers write for bytes that are no character, or not yet
 
 
@@ -34,6 +36,27 @@ class Codec:
         """Without the rest of a character at the beginning, which may spoil the text of those after it."""
         starts = range(min(CHARACTER, len(tokens)))
         return next((tokens[i:] for i in starts if not self.text(tokens[i:]).startswith(UNFINISHED)), tokens)
+
+    def words(self, size: int) -> dict[str, int]:
+        """The tokens below `size` that are text by themselves, by that text, as it is in the midst of others.
+
+        Of several for one text, as where characters have tokens beside those of their bytes, it is the first that
+        stands for no byte.
+        """
+        lead = self.tokens("a")
+        before = self.text(lead)
+        count = min(size, len(self._tokenizer))
+        wholes = self._tokenizer.batch_decode(
+            [[*lead, token] for token in range(count)], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        names = self._tokenizer.convert_ids_to_tokens(list(range(count)))
+        ranked = sorted(range(count), key=lambda token: (BYTE.fullmatch(str(names[token])) is not None, token))
+        found: dict[str, int] = {}
+        for token in ranked:
+            word = wholes[token].removeprefix(before)
+            if word and token not in self.special and UNFINISHED not in word:
+                found.setdefault(word, token)
+        return found
 
     def tokens(self, text: str) -> list[int]:
         """Text to tokens."""

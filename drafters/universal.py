@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ class Universal(TextKeeper[BothTexts]):
         ValueError: the model cannot be used (see Target), has no tokenizer, or a number is out of range.
     """
 
+    method: ClassVar[str] = "universal"  # for messages
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -72,12 +75,12 @@ class Universal(TextKeeper[BothTexts]):
         backend: str = "auto",
     ):
         if max_nodes < 2 or window < 8:
-            raise ValueError(f"universal needs max_nodes >= 2 and window >= 8; got {max_nodes} and {window}")
+            raise ValueError(f"{self.method} needs max_nodes >= 2 and window >= 8; got {max_nodes} and {window}")
         super().__init__(max_nodes)
         self.model, self.window, self.backend = model, window, backend
         self.policy = tree if tree is not None else chain(4)
         check_width(self.policy, Target(model, backend=backend).vocab_size)  # looks the model over, too
-        self._own = draft_tokenizer if draft_tokenizer is not None else _beside(model, "draft_tokenizer")
+        self._own = draft_tokenizer if draft_tokenizer is not None else self._beside(model, "draft_tokenizer")
         self._translator = Translator(tokenizer, self._own, window) if tokenizer is not None else None
 
     def attach(self, target: Target) -> Universal:
@@ -89,8 +92,18 @@ class Universal(TextKeeper[BothTexts]):
         if self._translator is not None:
             return self
         made = copy(self)
-        made._translator = Translator(_beside(target.model, "tokenizer"), self._own, self.window)
+        made._translator = Translator(self._beside(target.model, "tokenizer"), self._own, self.window)
         return made
+
+    def _beside(self, model: PreTrainedModel, setting: str) -> PreTrainedTokenizerBase:
+        """The tokenizer beside a model.
+
+        Raises:
+            ValueError: the model was made in memory, or its folder has none.
+        """
+        if not model.name_or_path:
+            raise ValueError(f"{self.method} finds no tokenizer beside a model made in memory; set `{setting}`")
+        return loading.load_tokenizer(model.name_or_path)
 
     @property
     def translator(self) -> Translator:
@@ -101,7 +114,7 @@ class Universal(TextKeeper[BothTexts]):
         """
         if self._translator is None:
             raise ValueError(
-                "universal does not know the target's tokenizer; attach it to a target, or set `tokenizer`"
+                f"{self.method} does not know the target's tokenizer; attach it to a target, or set `tokenizer`"
             )
         return self._translator
 
@@ -135,11 +148,10 @@ class Universal(TextKeeper[BothTexts]):
         self, state: State, vocab_size: int
     ) -> list[tuple[list[int], list[int]]]:
         """Grow a tree of draft tokens after every text, and translate its paths."""
-        reading, logits = self._catch_up(state, list(state.texts))
+        drafted = self._grow(state, *self._after_texts(state))
         trees: list[tuple[list[int], list[int]]] = [([], [])] * state.capacity
-        drafted = None if logits is None else self._grow(state, reading, logits)
         for slot, text in state.texts.items():
-            paths = [path[1:] for path in drafted.paths(slot)] if drafted is not None and slot in reading else []
+            paths = [path[1:] for path in drafted.paths(slot)]
             found = self.translator.continuations(text, paths, vocab_size)
             trees[slot] = merge_paths(text.tail[-1], found, self.needs.max_nodes)
         return trees
@@ -162,24 +174,23 @@ class Universal(TextKeeper[BothTexts]):
         return reading, model.prefill(reading, pieces).logits[:, 0]
 
     @torch.inference_mode()
-    def _grow(self, state: State, reading: list[int], logits: Tensor) -> TokenTree:
-        """Trees `[B, N]` of draft tokens on the host; the roots mean nothing."""
+    def _after_texts(self, state: State) -> tuple[Tensor, Tensor]:
+        """Which texts the draft model has read, `[B]` bool, and its logits `[B, V]` after them; on its device."""
         model = state.model
+        reading, logits = self._catch_up(state, list(state.texts))
+        live = torch.zeros(state.capacity, dtype=torch.bool, device=model.device)
+        if logits is None:
+            return live, torch.zeros(state.capacity, model.vocab_size, device=model.device)
         index = torch.tensor(reading, device=model.device)
-        roots = torch.full((state.capacity,), -1, device=model.device).index_fill(0, index, 0)  # [B]
-        first = logits.new_zeros(state.capacity, model.vocab_size).index_copy(0, index, logits)  # [B, V]
+        first = logits.new_zeros(state.capacity, model.vocab_size).index_copy(0, index, logits)
+        return live.index_fill(0, index, True), first
+
+    @torch.inference_mode()
+    def _grow(self, state: State, live: Tensor, logits: Tensor) -> TokenTree:
+        """Trees `[B, N]` of draft tokens on the host after the texts that are `live`; the roots mean nothing."""
+        model = state.model
+        roots = live.long() - 1  # [B]
         noise = state.sampler.at(model.lengths, self.policy.max_nodes, []).draft_noise(False)
-        run = run_levels(model, roots >= 0, count_expanded(self.policy))
-        tree = grow(self.policy, roots, first, run, noise).tree
+        run = run_levels(model, live, count_expanded(self.policy))
+        tree = grow(self.policy, roots, logits, run, noise).tree
         return TokenTree(tree.tokens.cpu(), tree.parents.cpu(), tree.sizes.cpu())
-
-
-def _beside(model: PreTrainedModel, setting: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model.
-
-    Raises:
-        ValueError: the model was made in memory, or its folder has none.
-    """
-    if not model.name_or_path:
-        raise ValueError(f"universal finds no tokenizer beside a model made in memory; set `{setting}`")
-    return loading.load_tokenizer(model.name_or_path)
