@@ -3,7 +3,8 @@
 As in DFlash (arXiv 2602.06036) and JetSpec (arXiv 2606.18394): the head's cache holds the text's keys and values, made
 from the target's hidden states as they come. The block's own rows go to the scratch places and are never committed.
 What comes out is a distribution for every depth, from which the tree grows, the likeliest paths first (DDTree, arXiv
-2604.12989), each node's corrected by the token before it where the head has a correction.
+2604.12989), each node's corrected by the token before it where the head has a correction. A depth's likeliest tokens
+before the correction are a shortlist: no others are drafted, and theirs is the whole probability.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from specdec.attention import NAME, choose_backend
 from specdec.cache import CacheView, LayerShape, Places, TreeCache
 from specdec.core import DraftNeeds, TargetOutput, TreePolicy, Verdict
 from specdec.drafters.block_head import BlockHead
-from specdec.drafters.draft_model import fit_vocabulary
 from specdec.heads import bound
 from specdec.packing import pack_nodes
-from specdec.sampling import DraftNoise
+from specdec.sampling import Among, DraftNoise
 from specdec.target import Target
 from specdec.tree.best_first import BestFirst
 from specdec.tree.grow import Frontier, check_width, grow
 from specdec.tree.shallow import first_levels
 from specdec.tree.token_tree import TokenTree
+
+SHORTLIST = 256  # tokens of a depth that a tree is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class Block:
             )
         self.backend = backend
         self.vocab_size, self.hidden_size = self.head.vocab_size, self.head.hidden_size
-        check_width(self.policy, self.vocab_size)
+        widest = check_width(self.policy, self.vocab_size)
+        self._count = min(max(SHORTLIST, widest), self.vocab_size)
         self.needs = DraftNeeds(self.policy.max_nodes, tuple(dict.fromkeys(self.head.hidden_layers)), on_device=True)
 
     def attach(self, target: Target) -> Block:
@@ -152,20 +155,15 @@ class Block:
         """Run the block, then grow a tree, of the policy's first `levels` if that is not None."""
         if levels == 0:
             return TokenTree.roots(roots)
-        head, policy = self.head, first_levels(self.policy, levels)
+        policy = first_levels(self.policy, levels)
         hidden = self._run(state, roots, policy.depth)  # [B, K, H]
-        logits, gates = head.logits(hidden), head.gates(hidden)  # [B, K, V], [B, K, rank]
-
-        def after(level: int, tokens: Tensor) -> Tensor:
-            """Logits `[B, F, V]` of nodes at this depth with these tokens `[B, F]`."""
-            found = head.correct(logits[:, level, None], None if gates is None else gates[:, level, None], tokens)
-            return fit_vocabulary(found, noise.vocab_size).expand(-1, tokens.shape[1], -1)
+        likely = self.head.shortlist(hidden, self._count, noise.vocab_size)
 
         def expand(frontier: Frontier) -> Tensor:
-            return after(frontier.level, frontier.tokens)
+            return likely.after(frontier.level, frontier.tokens)
 
-        root_logits = after(0, roots.clamp_min(0)[:, None])[:, 0]
-        return grow(policy, roots, root_logits, expand, noise).tree
+        root_logits = likely.after(0, roots.clamp_min(0)[:, None])[:, 0]  # [B, C]
+        return grow(policy, roots, root_logits, expand, Among(noise, likely.tokens)).tree
 
     def _run(self, state: State, roots: Tensor, depth: int) -> Tensor:
         """A block that drafts `depth` tokens behind every text: `[B, depth, H]` of the rows that predict them."""

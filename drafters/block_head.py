@@ -11,17 +11,19 @@ arXiv 2607.05147).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding, rotate_half
 
 from specdec.attention import plugged_in
 from specdec.drafters.block_formats import DECODER, BlockConfig, read_foreign, write_foreign
+from specdec.drafters.draft_model import fit_vocabulary
 from specdec.drafters.layer_settings import check_settings, layer_settings, shape_of
 from specdec.heads import Export, begun, make_config, read_head, with_weights, write_head
 from specdec.loading import HEAD_KEY
@@ -189,6 +191,20 @@ class BlockHead(nn.Module):
         assert self.lm_head is not None
         return linear(hidden, self.lm_head)
 
+    def shortlist(self, hidden: Tensor, count: int, vocab_size: int) -> Shortlist:
+        """The `count` likeliest tokens, below `vocab_size`, of rows `[B, K, H]`, one for every depth.
+
+        A token that only the correction would make likely is not among them; its share of the probability is the
+        others'.
+        """
+        logits, tokens = fit_vocabulary(self.logits(hidden), vocab_size).topk(count)  # [B, K, C]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        if self.correction is None:
+            return Shortlist(tokens, logits.to(wide))
+        change = embedding(tokens, self.correction.after.weight).to(wide)  # [B, K, C, rank]
+        gates, before = self.correction.gates(hidden), self.correction.before.weight
+        return Shortlist(tokens, logits.to(wide), gates.to(wide), change, before)
+
     def gates(self, hidden: Tensor) -> Tensor | None:
         """How much rows `[..., H]` let themselves be corrected: `[..., rank]`, for `correct`."""
         return None if self.correction is None else self.correction.gates(hidden)
@@ -219,6 +235,33 @@ class BlockHead(nn.Module):
         out = out[:, :, rows - self.depth :]  # [B, A, K, H]
         earlier = (anchors[..., None] + torch.arange(self.depth, device=device)).flatten(1)  # [B, A * K]
         return self.correct(self.logits(out), self.gates(out), tokens.gather(1, earlier).view(out.shape[:-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Shortlist:
+    """The likeliest tokens of every depth, and how the token before changes that (see `BlockHead.shortlist`).
+
+    Attributes:
+        tokens: `[B, K, C]` int64.
+        logits: `[B, K, C]`, before the correction, in float32 or better.
+        gates: `[B, K, rank]`, or None where nothing is corrected.
+        change: `[B, K, C, rank]`, rows of the correction's last matrix.
+        before: `[V, rank]`, its first one.
+    """
+
+    tokens: Tensor
+    logits: Tensor
+    gates: Tensor | None = None
+    change: Tensor | None = None
+    before: Tensor | None = None
+
+    def after(self, level: int, tokens: Tensor) -> Tensor:
+        """Logits `[B, F, C]` at this depth behind `tokens` `[B, F]`."""
+        logits = self.logits[:, level, None]  # [B, 1, C]
+        if self.gates is None or self.change is None or self.before is None:
+            return logits.expand(-1, tokens.shape[1], -1)
+        known = embedding(tokens, self.before) * self.gates[:, level, None]  # [B, F, rank]
+        return torch.baddbmm(logits, known, self.change[:, level].transpose(1, 2))
 
 
 class Correction(nn.Module):

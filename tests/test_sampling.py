@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
-from specdec.sampling import Sampler, SamplingParams, StepSampling, as_params
+from specdec.sampling import Among, Sampler, SamplingParams, StepSampling, as_params
 from specdec.tree.token_tree import TokenTree
 
 from .chance import chi_square
@@ -396,6 +396,31 @@ def test_fixed_children_are_the_most_likely() -> None:
         assert scores is not None
         assert torch.equal(tokens[:, 0], logits.topk(3).indices)
         assert torch.allclose(scores[:, 0], logits.log_softmax(-1).topk(3).values, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.9}, {"repetition_penalty": 1.5}, {"temperature": 1.2, "top_k": 3}],
+    ids=["greedy", "sampled", "greedy with a penalty", "filtered"],
+)
+def test_among_a_few_tokens_is_as_if_the_others_were_ruled_out(
+    settings: dict[str, Any], fixed: bool, shared: bool
+) -> None:
+    """Two slots, three nodes each at depth 1, with other tokens in every slot and at every depth."""
+    now = step(many(2, **settings)).draft_noise(shared)
+    among = torch.stack([torch.randperm(VOCAB, generator=torch.Generator().manual_seed(i))[:5] for i in range(4)])
+    among, path = among.view(2, 2, 5), torch.tensor([[[4], [2], [0]], [[1], [1], [3]]])  # [B, depths, C], [B, F, 1]
+    logits = logits_like(2, 3)
+    ids = among[:, 1, None].expand(-1, 3, -1)  # [B, F, C]
+    masked = torch.full_like(logits, float("-inf")).scatter(-1, ids, logits.gather(-1, ids))
+    found = Among(now, among).choose(logits.gather(-1, ids), 1, 3, path, fixed=fixed)
+    wanted = now.choose(masked, 1, 3, path, fixed=fixed)
+    assert torch.equal(found[0], wanted[0])
+    for mine, theirs in zip(found[1:], wanted[1:], strict=True):
+        assert (mine is None) == (theirs is None)
+        assert mine is None or theirs is None or torch.allclose(mine, theirs, atol=1e-6)
 
 
 def test_greedy_beside_sampled_drafts() -> None:

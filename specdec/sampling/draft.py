@@ -30,6 +30,11 @@ class DraftNoise:
         """V of the target: what `choose` expects."""
         return self._sampler.vocab_size
 
+    @property
+    def raw(self) -> bool:
+        """Whether all children are the most likely ones of logits as they are: nobody asks which token is which."""
+        return self._sampler.raw
+
     def choose(
         self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False, replacement: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -51,8 +56,8 @@ class DraftNoise:
         """
         scores = logits.float() if self._sampler.raw else self._sampler.process(logits, path)
         if self._sampler.all_greedy or (fixed and not self.shared):
-            values, tokens = _top(scores, count)
-            return tokens, values - scores.logsumexp(-1, keepdim=True) if fixed else None, None
+            tokens = _top(scores, count)
+            return tokens, _log_probs(scores, tokens) if fixed else None, None
         if self.shared:
             keys = self._step.keys(noise.TARGET_STREAM, depth)[..., None]  # [2, B, 1]
         elif replacement:
@@ -61,9 +66,9 @@ class DraftNoise:
             keys = self._step.draft_keys(depth, scores.shape[1])  # [2, B, F]
         drawn = noise.gumbel(keys, scores.shape[-1])  # [B, 1 or F, V]
         perturbed = torch.where(self._sampler.greedy[:, None, None], scores, scores + drawn)
-        values, tokens = _top(perturbed, count)
+        tokens = _top(perturbed, count)
         if self.shared:
-            return tokens, values - perturbed.logsumexp(-1, keepdim=True) if fixed else None, None
+            return tokens, _log_probs(perturbed, tokens) if fixed else None, None
         return tokens, None, self._step._distribution(scores)
 
     def _independent(self, scores: Tensor, depth: int, count: int) -> Tensor:
@@ -71,10 +76,14 @@ class DraftNoise:
         frontier = scores.shape[1]
         drawn = noise.gumbel(self._step.draft_keys(depth, frontier * count), scores.shape[-1])  # [B, F * count, V]
         tokens = drawn.unflatten(1, (frontier, count)).add_(scores[:, :, None]).argmax(-1)
-        return torch.where(self._sampler.greedy[:, None, None], _top(scores, count)[1], tokens)
+        return torch.where(self._sampler.greedy[:, None, None], _top(scores, count), tokens)
 
 
-def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` best of `[..., V]`, values and indices; a maximum costs a third of a selection."""
-    values, indices = scores.max(-1, keepdim=True) if count == 1 else scores.topk(count, dim=-1)
-    return values, indices
+def _top(scores: Tensor, count: int) -> Tensor:
+    """Indices of the `count` best of `[..., V]`; a maximum costs a third of a selection."""
+    return scores.max(-1, keepdim=True).indices if count == 1 else scores.topk(count, dim=-1).indices
+
+
+def _log_probs(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Of `tokens` `[..., K]` under `scores` `[..., V]`; a logsumexp costs three times as much."""
+    return scores.log_softmax(-1).gather(-1, tokens)

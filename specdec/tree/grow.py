@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specdec.core import TreePolicy, draws_with_replacement
-from specdec.sampling import DraftNoise
+from specdec.sampling import Among, DraftNoise
 from specdec.tree.token_tree import TokenTree
 
 
@@ -43,7 +43,7 @@ class Grown:
 Expand = Callable[[Frontier], Tensor]  # the drafter's logits [B, F, V] after every node of a frontier
 
 
-def grow(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise) -> Grown:
+def grow(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise | Among) -> Grown:
     """Draft a tree for every slot.
 
     Args:
@@ -67,8 +67,11 @@ def count_expanded(policy: TreePolicy) -> int:
     return total - 1
 
 
-def check_width(policy: TreePolicy, tokens: int) -> None:
+def check_width(policy: TreePolicy, tokens: int) -> int:
     """Look whether a drafter that knows `tokens` tokens can give every node the children the policy wants.
+
+    Returns:
+        The most children of a node.
 
     Raises:
         ValueError: it cannot.
@@ -79,6 +82,7 @@ def check_width(policy: TreePolicy, tokens: int) -> None:
             f"the tree drafts {widest} children a node; {tokens} tokens can be drafted here, so give a tree that "
             f"drafts at most {tokens}"
         )
+    return widest
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,9 @@ def _fixed_shape(policy: TreePolicy, device: torch.device) -> tuple[list[_Stage]
     return stages, tree, torch.tensor([expanded], device=device)
 
 
-def _grow_fixed(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise) -> Grown:
+def _grow_fixed(
+    policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise | Among
+) -> Grown:
     """Only the tokens are new at every step; children may be drawn, and what they were drawn from is kept."""
     stages, shape, expanded = _fixed_shape(policy, roots.device)
     batch, live = len(roots), roots[:, None] >= 0  # [B, 1]
@@ -146,46 +152,42 @@ def _grow_fixed(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: 
     return Grown(tree, expanded.expand(batch, -1))
 
 
-def _grow_ranked(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise) -> Grown:
+def _grow_ranked(
+    policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise | Among
+) -> Grown:
     """The shape depends on how likely the tokens are, so nothing is drawn."""
     batch = len(roots)
     logits = root_logits[:, None]  # [B, 1, V]
     path = roots.new_empty(batch, 1, 0)
     scores = root_logits.new_zeros(batch, 1, dtype=torch.float32)  # [B, F], log-probability of the frontier's paths
-    frontier_nodes = roots.new_zeros(batch, 1)  # [B, F], tree nodes of the frontier
+    frontier = roots.new_zeros(batch, 1)  # [B, F], tree nodes of the frontier
     tokens, parents = [roots[:, None].clamp_min(0)], [roots.new_full((batch, 1), -1)]
-    expanded, node_scores = [parents[0]], []
-    count, calls = 1, 0
+    frontiers, count = [roots.new_empty(batch, 0)], 1
+    node_scores: list[Tensor] = []
     for level in range(policy.depth):
         drawn, log_probs, _ = noise.choose(logits, level, policy.branching(level), path, fixed=True)
         assert log_probs is not None
-        candidate_scores = scores[..., None] + log_probs  # [B, F, K]
-        kept, onward = policy.grow(level, candidate_scores)
-        parent_index = kept // drawn.shape[2]  # [B, M], into the frontier
-        level_tokens = drawn.flatten(1).gather(1, kept)  # [B, M]
-        level_scores = candidate_scores.flatten(1).gather(1, kept)
-        level_expanded = torch.full_like(level_tokens, -1)
-        width = onward.shape[1] if level + 1 < policy.depth else 0
-        if width:
-            numbers = torch.arange(calls, calls + width, device=roots.device).expand(batch, -1)
-            level_expanded = level_expanded.scatter(1, onward, numbers)
-        tokens.append(level_tokens)
-        parents.append(frontier_nodes.gather(1, parent_index))
-        node_scores.append(level_scores)
-        expanded.append(level_expanded)
-        if not width:
+        candidates = scores[..., None] + log_probs  # [B, F, K]
+        kept, onward = policy.grow(level, candidates)
+        found = [drawn.flatten(1), frontier[..., None].expand_as(drawn).flatten(1), candidates.flatten(1)]
+        if kept.shape[1] < found[0].shape[1]:
+            found = [x.gather(1, kept) for x in found]  # [B, M]
+        for rows, new in zip((tokens, parents, node_scores), found, strict=True):
+            rows.append(new)
+        if level + 1 == policy.depth or not onward.shape[1]:
             break
-        onward_parents = parent_index.gather(1, onward)  # [B, F']
-        onward_tokens = level_tokens.gather(1, onward)
+        onward_parents = kept.gather(1, onward) // drawn.shape[2]  # [B, F'], into the frontier
+        onward_tokens, scores = found[0].gather(1, onward), found[2].gather(1, onward)
         path = torch.cat([_rows(path, onward_parents), onward_tokens[..., None]], -1)
+        frontier = count + onward
+        frontiers.append(frontier)
+        count += kept.shape[1]
         logits = expand(Frontier(level + 1, onward_tokens, onward_parents, path))
-        scores = level_scores.gather(1, onward)
-        frontier_nodes = count + onward
-        count += level_tokens.shape[1]
-        calls += width
-    return _prune(
-        policy, roots, torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(node_scores, 1), torch.cat(expanded, 1)
-    )
+    run = torch.cat(frontiers, 1)  # [B, E], the nodes expanded, one after the other
+    numbers = torch.arange(run.shape[1], device=roots.device).expand_as(run)
+    all_tokens = torch.cat(tokens, 1)
+    expanded = torch.full_like(all_tokens, -1).scatter(1, run, numbers)
+    return _prune(policy, roots, all_tokens, torch.cat(parents, 1), torch.cat(node_scores, 1), expanded)
 
 
 def _prune(

@@ -156,6 +156,57 @@ def test_the_text_is_the_targets(
         assert torch.equal(write(drafter), expected)
 
 
+@pytest.mark.parametrize("name", HEADS)
+@torch.inference_mode()
+def test_a_shortlist_is_the_likeliest_tokens_as_they_would_be_corrected(model: PreTrainedModel, name: str) -> None:
+    head = bound(make_head("block", Target(model), depth=K, **HEADS[name]), Target(model))
+    hidden = torch.randn(3, K, head.hidden_size, dtype=torch.float64)
+    likely = head.shortlist(hidden, 7, VOCAB)
+    logits, gates = head.logits(hidden), head.gates(hidden)
+    assert torch.equal(likely.tokens, logits.topk(7).indices)
+    tokens = torch.tensor([[4, 4], [0, VOCAB - 1], [9, 3]])  # [B, F]
+    for level in range(K):
+        row = None if gates is None else gates[:, level, None]
+        whole = head.correct(logits[:, level, None].expand(-1, 2, -1), row, tokens)  # [B, F, V]
+        wanted = whole.gather(-1, likely.tokens[:, level, None].expand(-1, 2, -1))
+        assert torch.allclose(likely.after(level, tokens), wanted)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
+def test_drafts_are_of_the_shortlist_and_the_text_the_targets(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, acceptance: str, temperature: float
+) -> None:
+    """As long as the widest node, the shortlist is all that is drafted, and where it is drawn from."""
+    monkeypatch.setattr("specdec.drafters.block.SHORTLIST", 1)
+    head = make_head("block", Target(model), depth=K)
+    drafter, trees = Block(head, StaticTree([[0], [1], [2], [0, 0], [1, 0]])), []
+    propose = drafter.propose
+
+    def watched(state: Any, *given: Any, **settings: Any) -> TokenTree:
+        trees.append(propose(state, *given, **settings))
+        return trees[-1]
+
+    monkeypatch.setattr(drafter, "attach", lambda target: drafter)
+    drafter.head = bound(head, Target(model))
+    monkeypatch.setattr(drafter, "propose", watched)
+    ids, mask, _ = ragged_batch((6, 1, 12))
+    sampling = SamplingParams(temperature=temperature, seed=5)
+    settings: dict[str, Any] = {"acceptance": acceptance, "sampling": sampling, "max_new_tokens": 20}
+    text = specdec.generate(model, ids, mask, drafter=drafter, **settings).sequences
+    if acceptance == "coupled" or temperature == 0:
+        assert torch.equal(text, specdec.generate(model, ids, mask, drafter="none", **settings).sequences)
+    assert trees
+    for tree in trees:
+        assert (tree.draft_probs is not None) == (acceptance == "rejection" and temperature > 0)
+        for b in (tree.sizes > 0).nonzero()[:, 0].tolist():
+            below = {depth: tree.tokens[b, tree.depths[b] == depth].tolist() for depth in (1, 2)}
+            assert len(set(below[1])) == 3
+            assert len(set(below[2])) <= 3
+            if tree.draft_probs is not None:
+                assert ((tree.draft_probs[b, [0, 1, 2]] > 0).sum(-1) <= 3).all()
+
+
 def test_what_is_saved_comes_back(model: PreTrainedModel, tmp_path: Path) -> None:
     head = make_head("block", Target(model), depth=K)
     head.save(tmp_path)
