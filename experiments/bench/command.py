@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from specdec.experiments.bench import curve, measure, ops, retrieval, step, tables
+from specdec.experiments.bench import curve, measure, ops, retrieval, skip, step, tables
 from specdec.experiments.bench.grid import Cell, cells, step_cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
 from specdec.experiments.bench.op_runs import OPS
@@ -42,6 +42,8 @@ USAGE = f"""specdec bench: the kernels against their rivals, on this machine
   specdec bench retrieval [datastore=NAME] [packages=NAME,NAME] [tokens=N] [lookups=N] [target=NAME] [output=FILE]
                                     what a lookup of drafter=retrieval costs; with packages also in a datastore that is
                                     made of their texts on the spot
+  specdec bench skip [target=NAME] [layers=N] [trials=N] [questions=FILE] [prompts=N] [tokens=N] [seed=N] [output=FILE]
+                     [device=NAME]  which layers drafter=early_exit should leave out
   specdec bench table FILE README   write a CPU's result into a README, between its markers [gpu=FILE]
 
 The decoding loop against transformers' own: python benchmarks/loop.py, in a checkout.
@@ -61,7 +63,7 @@ def bench(arguments: list[str]) -> None:
         return
     part, rest = arguments[0], arguments[1:]
     parts: dict[str, Callable[[list[str]], None]] = {"kernels": _kernels, "ops": _ops, "step": _step}
-    parts |= {"curve": _curve, "retrieval": _retrieval, "table": _table}
+    parts |= {"curve": _curve, "retrieval": _retrieval, "skip": _skip, "table": _table}
     if part not in parts:
         raise unknown("benchmark", part, parts)
     parts[part](rest)
@@ -186,6 +188,22 @@ def _retrieval(arguments: list[str]) -> None:
     curve.write(measured, Path(settings.output))
     Console().print(retrieval.show(measured))
     print(json.dumps({"output": settings.output, "datastores": len(measured["datastores"])}))
+
+
+def _skip(arguments: list[str]) -> None:
+    settings = from_named(skip.Settings, arguments)
+    with _progress() as progress:
+        task = progress.add_task("sets of layers", total=settings.trials)
+
+        def told(done: int, best: tuple[int, ...], score: float) -> None:
+            progress.update(task, completed=done, description=f"best {score:.3f}")
+
+        measured = skip.measure_skip(settings, told)
+    curve.write(measured, Path(settings.output))
+    Console().print(skip.show(measured))
+    members = ",".join(map(str, measured["skip"]))
+    print(f"specdec run target.name={settings.target} drafter=early_exit drafter.skip=[{members}]")
+    print(json.dumps({"output": settings.output, "skip": measured["skip"], "matchness": measured["matchness"]}))
 
 
 def _finish(results: Results) -> None:
