@@ -1,6 +1,6 @@
 """Keep of a run's folder what is worth committing: where it comes from, and the figures of every method.
 
-specdec run experiment=drafters hydra.run.dir=outputs/drafters
+specdec run experiment=compare hydra.run.dir=outputs/drafters
 python benchmarks/keep.py outputs/drafters benchmarks/results/cpu/drafters.json
 """
 

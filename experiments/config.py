@@ -25,6 +25,7 @@ class Measure:
     warmup_tokens: int = 16
     time_limit: float | None = None
     steps: bool = True
+    noise: bool = False
     threads: int | None = None
     seed: int = 0
 
@@ -33,8 +34,9 @@ class Measure:
             check_counts({f"measure.{name}": getattr(self, name)}, least)
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ValueError(f"measure.threads is {self.threads!r}; expected a whole number of at least 1, or null")
-        if type(self.steps) is not bool:
-            raise ValueError(f"measure.steps is {self.steps!r}; expected true or false")
+        for name in ("steps", "noise"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"measure.{name} is {getattr(self, name)!r}; expected true or false")
         limit = self.time_limit
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0):
             raise ValueError(f"measure.time_limit is {limit!r}; expected seconds, or null for no limit")
@@ -67,7 +69,7 @@ class RunConfig:
         if "training" in raw:
             raise ValueError("this configuration trains a model: start it with `specdec train`")
         known = {"name", "target", "drafter", "tree", "acceptance", "sampling", "data", "backend", "tracker"}
-        check_keys(raw, known | {"methods", "measure", "stream", "trace", "allow_targets"}, "setting")
+        check_keys(raw, known | {"methods", "only", "measure", "stream", "trace", "allow_targets"}, "setting")
         allowed = tuple(raw.get("allow_targets") or ())
         for kind in ("target", "data", "tracker"):
             if kind not in raw:
@@ -84,7 +86,7 @@ class RunConfig:
         return RunConfig(
             name=str(raw["name"]),
             target=dict(raw["target"]),
-            methods=make_methods(raw, allowed),
+            methods=make_methods(raw, allowed, noise=bool(measure.get("noise"))),
             data=dict(raw["data"]),
             tracker=dict(raw["tracker"]),
             backend=backend,

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from specdec.experiments.machine_noise import noise_words
 from specdec.experiments.methods import Method
 from specdec.experiments.workbench import Bench
 from specdec.inputs import eos_ids
@@ -151,6 +152,7 @@ def _speedup(found: Mapping[str, Any] | None) -> str:
         return "1"
     if found["ratio"] is None:
         return "-"
-    label = f" ({found['label']})" if found["label"] else ""
+    words = ", ".join(word for word in (found["label"], noise_words(found)) if word)
+    label = f" ({words})" if words else ""
     interval = "one prompt" if found["low"] is None else f"{found['low']:.2f}, {found['high']:.2f}"
     return f"{found['ratio']:.2f} [{interval}]{label}"

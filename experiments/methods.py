@@ -34,13 +34,19 @@ class Method:
     baseline: str | None
     synthetic: bool = False
 
+    @property
+    def is_again(self) -> bool:
+        """Whether it is a baseline's second measurement, see machine_noise.py."""
+        return self.baseline is not None and self.drafter["_target_"] == NO_DRAFTER
 
-def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...]) -> tuple[Method, ...]:
+
+def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...], noise: bool = False) -> tuple[Method, ...]:
     """Every method with its settings filled in, after the baseline of its sampling settings.
 
     Args:
-        raw: the resolved configuration: `methods`, and the groups that fill in what these leave out.
+        raw: the resolved configuration: `methods`, `only`, and the groups that fill in what these leave out.
         allowed: `_target_`s that may run besides specdec's.
+        noise: measure every baseline once more, after its methods.
 
     Raises:
         ValueError: a name, key or value is wrong; the message says which.
@@ -49,6 +55,7 @@ def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...]) -> tuple[Meth
     if raw.get("drafter") is not None:
         chosen = {"drafter": raw["drafter"], **({"tree": raw["tree"]} if raw.get("tree") is not None else {})}
         named.setdefault(_label(chosen), chosen)
+    named = _only(named, raw.get("only"))
     methods = [_method(name, given, raw, allowed) for name, given in named.items()]
     if not methods:
         raise ValueError(f"nothing to measure; choose drafter=one of: {', '.join(registry.names('drafter'))}")
@@ -63,7 +70,24 @@ def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...]) -> tuple[Meth
         for m in methods:
             if m.sampling == sampling and m.drafter["_target_"] != NO_DRAFTER:
                 ordered.append(replace(m, baseline=name))
+        if noise:
+            again = f"{name}_again"
+            if any(m.name == again for m in methods):
+                raise ValueError(f"methods.{again}: measure.noise=true needs this name; call the method something else")
+            ordered.append(Method(again, {"_target_": NO_DRAFTER}, None, plain, sampling, name))
     return tuple(ordered)
+
+
+def _only(named: dict[str, Any], chosen: Any) -> dict[str, Any]:
+    """The methods chosen, in the order chosen; all for None."""
+    if chosen is None:
+        return named
+    if not isinstance(chosen, list) or not all(isinstance(name, str) for name in chosen):
+        raise ValueError(f"only is {chosen!r}; expected a list of methods' names, or null for all")
+    for name in chosen:
+        if name not in named:
+            raise registry.unknown("method in only", name, named)
+    return {name: named[name] for name in chosen}
 
 
 def _label(chosen: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from specdec.experiments import display, machine, provenance
 from specdec.experiments.answers import write_answers
 from specdec.experiments.config import RunConfig
 from specdec.experiments.data import Questions
+from specdec.experiments.leaderboard import is_compared, show_leaderboard, write_leaderboard
 from specdec.experiments.measure import measure, plan, warm_up
 from specdec.experiments.records import Records, write_text
 from specdec.experiments.report import write_report
@@ -59,7 +60,8 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     warm_up(bench, questions.items[0], config.measure.warmup_tokens, together)
     bandwidth = machine.peak_bandwidth(bench.device)
     if config.stream and not records.resumed:
-        display.show_stream(console, bench, config.methods[-1], questions.items[0].turns[0], config.stream)
+        shown = next(method for method in reversed(config.methods) if not method.is_again)
+        display.show_stream(console, bench, shown, questions.items[0].turns[0], config.stream)
     tracker.start(directory, config.name, raw)
     total = _measure(config, bench, questions, records, tracker, console)
     for file in trace_run(config, bench, questions.items[0], records, directory) if config.trace else []:
@@ -68,6 +70,9 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     write_text(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_answers(directory / "answers", config.target["name"], list(records.finished.values()))
     display.show_table(console, summary)
+    if is_compared(summary):
+        show_leaderboard(console, summary)
+        console.print(f"Leaderboard: {write_leaderboard(directory, summary)}", highlight=False, soft_wrap=True)
     display.show_notes(console, summary["notes"])
     report = write_report(directory)
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)

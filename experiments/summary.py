@@ -8,6 +8,7 @@ from typing import Any
 
 from specdec import metrics, registry
 from specdec.core import AcceptanceRule
+from specdec.experiments.machine_noise import AGAIN, add_noise
 from specdec.experiments.methods import Method
 from specdec.experiments.records import Row
 from specdec.metrics import DecodingStats, TargetCost
@@ -52,7 +53,9 @@ def summarise(
                 "speedup": _speedup(method, part, other, checked["verdict"], seed),
             }
         entries.append(entry)
-    return [without_nan(entry) for entry in entries]
+    entries = [without_nan(entry) for entry in entries]
+    add_noise(entries)
+    return entries
 
 
 def stats_of(rows: Sequence[Row]) -> DecodingStats:
@@ -133,7 +136,7 @@ def _speedup(
         return [(sum(r["new_tokens"] for r in c), sum(r["seconds"] for r in c)) for c in cells]
 
     found = metrics.speedup(totals(ours), totals(theirs), seed=seed)
-    label = "synthetic" if method.synthetic else ""
+    label = AGAIN if method.is_again else "synthetic" if method.synthetic else ""
     label = {"no": "failed check", "not lossless": "not lossless"}.get(word, label)
     return {**found._asdict(), "label": label}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from specdec.experiments.machine_noise import is_again, percent
 from specdec.experiments.report import text
 
 Entry = Mapping[str, Any]
@@ -41,7 +42,7 @@ def headline(methods: Sequence[Entry]) -> list[str]:
     if not methods:
         return ["No request was served."]
     winner = best(methods)
-    labelled = [m for m in ranked(methods) if ratio(m) is not None and not is_sound(m)]
+    labelled = [m for m in ranked(methods) if ratio(m) is not None and not is_sound(m) and not is_again(m)]
     sentences = []
     if winner is not None:
         sentences.append(_winner(winner))
@@ -66,6 +67,9 @@ def _winner(entry: Entry) -> str:
         start = f"{name} decodes {speed} as fast as {plain} on a single prompt, which may be chance"
     elif low <= 1:
         start = f"{name} is the fastest at {speed} the speed of {plain}, which may be chance"
+    elif found["ratio"] <= (found.get("noise") or 1):
+        noise = percent(found["noise"])
+        start = f"{name} is the fastest at {speed} the speed of {plain}, no more than this machine's noise ({noise})"
     else:
         start = f"{name} decodes {speed} as fast as {plain}"
     if low is not None and high is not None:

@@ -8,6 +8,8 @@ import jinja2
 from markupsafe import Markup
 
 import specdec
+from specdec.experiments import machine_noise
+from specdec.experiments.leaderboard import is_compared, recommendations
 from specdec.experiments.records import write_text
 from specdec.experiments.report import text
 from specdec.experiments.report.examples import examples
@@ -17,7 +19,7 @@ from specdec.experiments.report.run_files import RunFiles, read_run
 from specdec.experiments.report.shown import PHASES, groups, length_of, shown
 
 FOLDER = Path(__file__).parent
-FILTERS = "number percent milliseconds large times interval is_faster mark lossless_words short sampling".split()
+FILTERS = "number percent milliseconds large times interval mark lossless_words short sampling".split()
 
 
 def write_report(directory: Path) -> Path:
@@ -39,6 +41,7 @@ def render(run: RunFiles) -> str:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {name: getattr(text, name) for name in FILTERS}
+    environment.filters |= {name: getattr(machine_noise, name) for name in ("is_faster", "noise_words")}
     methods = shown(run)
     winner = best(run.methods)
     shown_in_full = winner or next((m for m in run.methods if m["baseline"]), None) or next(iter(run.methods), None)
@@ -49,10 +52,11 @@ def render(run: RunFiles) -> str:
         version=specdec.__version__,
         css=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
         sentences=headline(run.methods),
+        advice=recommendations(run.summary) if is_compared(run.summary) else [],
         methods=methods,
         groups=groups(methods),
         phases=PHASES,
-        winner=winner["name"] if winner and text.is_faster(winner["speedup"]) else None,
+        winner=winner["name"] if winner and machine_noise.is_faster(winner["speedup"]) else None,
         figures=figures(methods),
         categories=sorted({c for m in methods for c in m.entry["by_category"]}),
         longest=max([length_of(part) or 1.0 for part in parts], default=1.0),

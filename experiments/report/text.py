@@ -49,11 +49,6 @@ def interval(found: Mapping[str, Any]) -> str:
     return DASH if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
 
 
-def is_faster(found: Mapping[str, Any] | None) -> bool:
-    """Whether a speed-up may be shown as one: nothing to say against it, and its interval lies above 1."""
-    return found is not None and not found.get("label") and (found.get("low") or 0) > 1
-
-
 def mark(verdict: str) -> tuple[str, str]:
     """A sign and a class for a verdict."""
     return MARKS.get(verdict.partition(" (")[0], ("", "plain"))

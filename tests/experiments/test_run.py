@@ -22,6 +22,7 @@ from specdec import loading, registry
 from specdec.experiments import measure
 from specdec.experiments.cli import main
 from specdec.experiments.lossless import Check
+from specdec.experiments.machine_noise import noise_of
 from specdec.experiments.records import key_of
 from specdec.target import Target
 
@@ -127,6 +128,30 @@ def test_questions_served_together_get_the_same_texts(specdec_run, tmp_path):
     assert entry["requests"] == TURNS
     tokens, seconds = (sum(rows[key][name] for key in rows if key[0] == "ngram") for name in ("new_tokens", "seconds"))
     assert entry["metrics"]["tokens_per_second"] == pytest.approx(tokens / seconds)
+
+
+def test_plain_decoding_twice_tells_the_noise(specdec_run, capsys):
+    """The second time comes last, gives the same texts, and stands beside every speed-up as what it is."""
+    more = ["+methods.suffix.drafter=suffix", "only=[suffix,ngram]", "measure.noise=true"]
+    code, directory = specdec_run("drafter=ngram", "+methods.recycling.drafter=recycling", *more)
+    shown = capsys.readouterr().out
+    assert code == 0
+    order = ["none", "suffix", "ngram", "none_again"]
+    assert [row["method"] for row in read_rows(directory / "requests.jsonl")] == order * TURNS
+    entries = {entry["name"]: entry for entry in json.loads((directory / "summary.json").read_text())["methods"]}
+    again = entries["none_again"]
+    assert again["lossless"]["verdict"] == "yes"
+    assert again["speedup"]["label"] == "plain again"
+    for part in (again, *again["by_category"].values()):
+        assert part["speedup"]["noise"] == noise_of(part["speedup"]) >= 1
+    for name in ("suffix", "ngram"):
+        assert entries[name]["speedup"]["noise"] == again["speedup"]["noise"]
+        for category, part in entries[name]["by_category"].items():
+            assert part["speedup"]["noise"] == again["by_category"][category]["speedup"]["noise"]
+    assert "Recommended: " in shown
+    board = (directory / "leaderboard.md").read_text()
+    assert all(f"| {name} | " in board for name in order)
+    assert "Recommended: " in (directory / "report.html").read_text()
 
 
 def test_a_conversation_goes_on_with_the_answer(specdec_run, target):
