@@ -79,7 +79,7 @@ class Matchness:
         self._tokens = torch.tensor([row + [0] * (most - len(row)) for row in written], device=device)  # [B, T]
         self._counts = torch.tensor([len(row) for row in written], dtype=torch.int32, device=device)  # [B]
         self._depths = torch.arange(most, dtype=torch.int32, device=device).expand_as(self._tokens)  # [B, T]
-        # the target's KV is in places 0 to T - 1, a draft's in T to 2 T - 1; a row sees the target's before it and itself
+        # the target's KV is in places 0 to T - 1, a draft's in T to 2 T - 1; rows see the target's and themselves
         self._whole, self._alone = (self._visible(first).expand(len(texts), -1, -1) for first in (0, most))
         output = target.extend(self._tokens, self._depths, self._whole, self._counts)
         self._says = output.logits.argmax(-1)  # [B, T]
