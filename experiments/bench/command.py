@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from specdec.experiments.bench import curve, measure, ops, retrieval, skip, step, tables
+from specdec.experiments.bench import curve, measure, ops, retrieval, rules, skip, step, tables
 from specdec.experiments.bench.grid import Cell, cells, step_cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
 from specdec.experiments.bench.op_runs import OPS
@@ -44,6 +44,9 @@ USAGE = f"""specdec bench: the kernels against their rivals, on this machine
                                     made of their texts on the spot
   specdec bench skip [target=NAME] [layers=N] [trials=N] [questions=FILE] [prompts=N] [tokens=N] [seed=N] [output=FILE]
                      [device=NAME]  which layers drafter=early_exit should leave out
+  specdec bench rules [vocab=V,V] [batch=N,N] [nodes=N] [context=N] [temperature=T] [top_p=P] [seconds=S] [output=FILE]
+                                    what every acceptance rule costs, over a verify pass of a 1B model; its shape:
+                                    layers=N hidden=N mlp=N heads=N kv_heads=N
   specdec bench table FILE README   write a CPU's result into a README, between its markers [gpu=FILE]
 
 The decoding loop against transformers' own: python benchmarks/loop.py, in a checkout.
@@ -63,7 +66,7 @@ def bench(arguments: list[str]) -> None:
         return
     part, rest = arguments[0], arguments[1:]
     parts: dict[str, Callable[[list[str]], None]] = {"kernels": _kernels, "ops": _ops, "step": _step}
-    parts |= {"curve": _curve, "retrieval": _retrieval, "skip": _skip, "table": _table}
+    parts |= {"curve": _curve, "retrieval": _retrieval, "skip": _skip, "rules": _rules, "table": _table}
     if part not in parts:
         raise unknown("benchmark", part, parts)
     parts[part](rest)
@@ -204,6 +207,17 @@ def _skip(arguments: list[str]) -> None:
     members = ",".join(map(str, measured["skip"]))
     print(f"specdec run target.name={settings.target} drafter=early_exit drafter.skip=[{members}]")
     print(json.dumps({"output": settings.output, "skip": measured["skip"], "matchness": measured["matchness"]}))
+
+
+def _rules(arguments: list[str]) -> None:
+    settings = from_named(rules.Settings, arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with _progress() as progress:
+        task = progress.add_task("", total=None)
+        measured = rules.measure_rules(settings, device, lambda what: progress.update(task, description=what))
+    curve.write(measured, Path(settings.output))
+    Console().print(rules.show(measured))
+    print(json.dumps({"output": settings.output, "rows": len(measured["rows"])}))
 
 
 def _finish(results: Results) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from specdec.acceptance.coupled import follow
-from specdec.acceptance.paths import verdict_at
+from specdec.acceptance.paths import PerSlot, row_of, verdict_at
 from specdec.acceptance.residual import arrival, reject
 from specdec.core import Verdict
 from specdec.sampling import StepSampling
@@ -67,23 +67,25 @@ def _verify(tree: TokenTree, draft_probs: Tensor, logits: Tensor, sampling: Step
     last = node  # where the longest block so far ends
     below = torch.full_like(tree.tokens, -1)  # [B, N]
     for depth in range(tree.max_nodes):
-        target = sampling.probs(logits[rows, node], below[:, :depth])  # [B, V]
+        target = sampling.probs(row_of(logits, node), below[:, :depth])  # [B, V]
         if depth == 0:
-            chance, residual = torch.ones_like(target[:, 0]), target
+            chance, after = torch.ones_like(target[:, 0]), PerSlot(tree.batch_size, 1, target)
         is_child = tree.parents == node[:, None]  # [B, N]
         parent, going = is_child.any(-1), walking
         child = is_child.int().argmax(-1)
         token = tree.tokens.gather(1, child[:, None])  # [B, 1]
-        draft = draft_probs[rows, node]
-        left, left_chance = reject(target, draft, token, chance)
-        ends = going & sampling.accept(torch.where(parent, left_chance, chance), 0, depth) if depth else going
-        residual = torch.where(ends[:, None], torch.where(parent[:, None], left, target), residual)
+        draft = row_of(draft_probs, node)
+        left = reject(target, draft, token, chance)
+        ends = going & sampling.accept(torch.where(parent, left.chance, chance), 0, depth) if depth else going
+        rejected = parent & (left.total > 0)
+        after.put(0, ends & rejected, left.weights)
+        after.put(0, ends & ~rejected, target)
         last = torch.where(ends, node, last)
-        chance = arrival(target, draft, token, chance)
+        chance = arrival(target.gather(1, token)[:, 0], draft.gather(1, token)[:, 0], chance)
         walking = going & parent
         node = torch.where(walking, child, node)
         below[:, depth] = torch.where(walking, token[:, 0], -1)
         # nothing further down can be accepted
         if not sampling.at_once and not (walking & (chance > 0)).any():
             break
-    return verdict_at(tree, last, sampling.draw_from(residual, 0))
+    return verdict_at(tree, last, sampling.draw_from(after.at(0), 0))

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from specdec.acceptance.paths import row_of
 from specdec.core import Verdict
 from specdec.kernels.accept import accept
 from specdec.kernels.target_tokens import target_tokens
@@ -59,7 +60,7 @@ def walk(tree: TokenTree, logits: Tensor, sampling: StepSampling) -> Verdict:
     below = path.clone()  # tokens drafted below the root, along the path
     for depth in range(tree.max_nodes):
         path[:, depth] = torch.where(walking, node, -1)
-        token = sampling.draw(logits[rows, node], depth, below[:, :depth])
+        token = sampling.draw(row_of(logits, node), depth, below[:, :depth])
         next_token = torch.where(walking, token, next_token)
         child = tree.child(node, token)
         walking = walking & (child >= 0)

@@ -1,4 +1,4 @@
-"""From a node to the path that leads there, for rules that choose a node instead of walking down to it."""
+"""From a node to its row of a tensor, and to the path that leads there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,44 @@ from torch import Tensor
 
 from specdec.core import Verdict
 from specdec.tree.token_tree import TokenTree
+
+
+class PerSlot:
+    """Rows of V for every slot, `count` each, which some of the slots write at a time: without asking the host which,
+    and without reading rows that stay. A row that nobody has written means nothing.
+
+    Args:
+        batch: B.
+        count: rows of a slot.
+        like: `[..., V]`, of the same kind.
+    """
+
+    def __init__(self, batch: int, count: int, like: Tensor):
+        self._rows = like.new_empty(batch * count + 1, like.shape[-1])  # the last one takes what is not to be written
+        self._first = torch.arange(batch, device=like.device) * count  # [B]
+
+    def at(self, place: Tensor | int) -> Tensor:
+        """`[B, V]`, of the slots' rows `place` `[B]`; a copy."""
+        return self._rows.index_select(0, self._first + place)
+
+    def of(self, place: Tensor, token: Tensor) -> Tensor:
+        """`[B]`, their numbers for `token` `[B]`."""
+        return self._rows[self._first + place, token]
+
+    def put(self, place: Tensor | int, writes: Tensor, values: Tensor) -> None:
+        """`values` `[B, V]` where `writes` `[B]` bool."""
+        if writes.device.type == "cpu" and not writes.any():
+            return
+        rows = torch.where(writes, self._first + place, len(self._rows) - 1)
+        self._rows.index_copy_(0, rows, values.to(self._rows.dtype))
+
+
+def row_of(values: Tensor, node: Tensor) -> Tensor:
+    """`[B, V]`: the rows of `values` `[B, N, V]` at `node` `[B]`, a copy."""
+    rows = torch.arange(len(node), device=node.device)
+    if not values.is_contiguous():
+        return values[rows, node]
+    return values.flatten(0, 1).index_select(0, rows * values.shape[1] + node)  # a third of the time
 
 
 def verdict_at(tree: TokenTree, node: Tensor, next_token: Tensor) -> Verdict:

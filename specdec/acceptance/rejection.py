@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from specdec.acceptance.coupled import follow
+from specdec.acceptance.paths import row_of
 from specdec.core import Verdict
 from specdec.kernels.tree_rejection import tree_rejection
 from specdec.sampling import StepSampling
@@ -55,8 +56,8 @@ def _reject(tree: TokenTree, draft_probs: Tensor, logits: Tensor, sampling: Step
     below = path.clone()
     for depth in range(tree.max_nodes):
         path[:, depth] = torch.where(walking, node, -1)
-        target_probs = sampling.probs(logits[rows, node], below[:, :depth])  # [B, V]
-        child, residual = _try_children(tree, node, target_probs, draft_probs[rows, node], sampling, depth)
+        target_probs = sampling.probs(row_of(logits, node), below[:, :depth])  # [B, V]
+        child, residual = _try_children(tree, node, target_probs, row_of(draft_probs, node), sampling, depth)
         stopped = walking & (child < 0)
         next_token = torch.where(stopped, sampling.draw_from(residual, depth), next_token)
         walking = walking & (child >= 0)

@@ -1,40 +1,54 @@
 """What a drafted token's acceptance and refusal leave, for rules that judge from the leaves up.
 
 Below a node that is itself accepted only with some `chance` c, target probabilities count c times: a child is reached
-with probability min(1, c target / draft), and refused it leaves max(0, c target - draft) to the node.
+with probability min(1, c target / draft), and refused it leaves max(0, c target - draft) to the node. A child that the
+draft gives no probability to cannot have been drawn from it: it counts as fixed.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import NamedTuple
+
+from torch import Tensor, where
 
 
-def arrival(target: Tensor, draft: Tensor, token: Tensor, chance: Tensor) -> Tensor:
-    """Probability `[B]` that a child with `token` `[B, 1]` is accepted, given that it was drafted.
+def arrival(wanted: Tensor, offered: Tensor, chance: Tensor) -> Tensor:
+    """Probability `[B]` that a child is accepted, given that it was drafted.
 
     Args:
-        target, draft: `[B, V]`, at its parent.
+        wanted, offered: `[B]`, its token's probability by the target and by the draft.
+        chance: `[B]`, of its parent.
+    """
+    return (chance * wanted / where(offered > 0, offered, 1.0)).clamp_max(1.0)
+
+
+class Left(NamedTuple):
+    """What a refused child leaves.
+
+    Attributes:
+        weights: `[B, V]`, of the parent's tokens, not normalised.
+        total: `[B]`, their sum; 0 if nothing is left but rounding, and then the target stays as it was.
         chance: `[B]`, of the parent.
     """
-    wanted, drawn = target.gather(1, token)[:, 0], draft.gather(1, token)[:, 0]
-    # a child the draft gives no probability to cannot have been drawn from it: it counts as fixed
-    return (chance * wanted / torch.where(drawn > 0, drawn, 1.0)).clamp_max(1.0)
+
+    weights: Tensor
+    total: Tensor
+    chance: Tensor
 
 
-def reject(target: Tensor, draft: Tensor, token: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
-    """The parent's target `[B, V]` and chance `[B]` once the child with `token` is refused. Arguments as `arrival`."""
-    fixed = draft.gather(1, token) <= 0  # [B, 1]
-    proposed = torch.where(fixed, torch.zeros_like(draft).scatter(1, token, 1.0), draft)
-    left = (chance[:, None] * target - proposed).clamp_min(0)
-    total = left.sum(-1)  # [B]
+def reject(target: Tensor, draft: Tensor, token: Tensor, chance: Tensor) -> Left:
+    """The child with `token` `[B, 1]` is refused; `target` and `draft` `[B, V]` and `chance` `[B]` are its parent's."""
+    wanted, offered = target.gather(1, token), draft.gather(1, token)  # [B, 1]
+    drawn = offered > 0
+    weights = (target * chance[:, None]).addcmul_(draft.to(target.dtype), drawn.to(target.dtype), value=-1)
+    own = where(drawn, chance[:, None] * wanted - offered, 0.0)  # of a fixed child, which is drafted for certain
+    weights = weights.scatter_(1, token, own.to(target.dtype)).clamp_min_(0)
+    total = weights.sum(-1)  # [B]
     missing = total + (1 - chance)
-    left_chance = torch.where(missing > 0, total / missing.clamp_min(1e-38), 1.0)
-    # nothing left but rounding: as before
-    return torch.where(total[:, None] > 0, left / total[:, None].clamp_min(1e-38), target), left_chance
+    return Left(weights, total, where(missing > 0, total / missing.clamp_min(1e-38), 1.0))
 
 
 def without(draft: Tensor, token: Tensor) -> Tensor:
     """What the next sibling was drawn from, `[B, V]`: `draft` without `token`; zeros if nothing else was possible."""
     others = draft.scatter(1, token, 0.0)
-    return others / others.sum(-1, keepdim=True).clamp_min(1e-38)
+    return others.div_(others.sum(-1, keepdim=True).clamp_min(1e-38))

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from specdec.acceptance.coupled import follow
-from specdec.acceptance.paths import tokens_to, verdict_at
+from specdec.acceptance.paths import PerSlot, row_of, tokens_to, verdict_at
 from specdec.acceptance.residual import arrival, reject, without
 from specdec.core import Verdict
 from specdec.sampling import StepSampling
@@ -76,58 +76,88 @@ def tour(tree: TokenTree) -> tuple[Tensor, Tensor]:
 
 def _traverse(tree: TokenTree, draft_probs: Tensor, logits: Tensor, sampling: StepSampling) -> Verdict:
     """In lockstep: every slot is at the same turn of its own walk. What a node's refused children left is kept for the
-    nodes above the walk only, one for each depth. On a CPU turns at which there is nothing to do are left out."""
+    nodes above the walk only, one for each depth. What its last child leaves is made at the end, for the accepted node
+    alone; until then its sum will do. On a CPU turns at which there is nothing to do are left out."""
     rows = torch.arange(tree.batch_size, device=logits.device)
     walk, leaving = tour(tree)
-    is_parent = (tree.parents[:, :, None] == torch.arange(tree.max_nodes, device=walk.device)).any(1)  # [B, N]
+    last_child = _last_children(tree)  # [B, N], -1 for leaves
     levels = tree.max_nodes if sampling.at_once else int(tree.depths.max()) + 1
     root_target = sampling.probs(logits[:, 0], tree.tokens[:, :0])  # [B, V]
-    target = root_target[:, None].repeat(1, levels, 1)  # [B, levels, V]
-    draft = draft_probs[:, :1].repeat(1, levels, 1)
-    chance = torch.ones_like(target[..., 0])  # [B, levels]
+    targets, drafts = (PerSlot(tree.batch_size, levels, root_target) for _ in range(2))
+    everywhere = torch.ones_like(tree.sizes, dtype=torch.bool)
+    targets.put(0, everywhere, root_target)
+    drafts.put(0, everywhere, draft_probs[:, 0])
+    chance = torch.ones(tree.batch_size, levels, dtype=root_target.dtype, device=logits.device)
+    before = chance.clone()  # [B, levels], without its last child's refusal
     last = torch.zeros_like(rows)
     walking = tree.sizes > 1
     for turn in range(1, 2 * tree.max_nodes - 1):
         node = walk[:, turn].clamp_min(0)  # [B]
-        moving = walking & (node > 0)
-        leaves = moving & leaving[:, turn]
         depth = tree.depths[rows, node].long()
         above = (depth - 1).clamp_min(0)
-        token = tree.tokens[rows, node][:, None]  # [B, 1]
-        upper = target[rows, above], draft[rows, above], token, chance[rows, above]
-        parent = is_parent[rows, node]
+        upper = chance[rows, above]
+        moving = walking & (node > 0)
+        leaves = moving & leaving[:, turn] & (upper > 0)  # below a node that cannot be accepted nothing can
+        token = tree.tokens[rows, node]
 
-        enters = moving & ~leaves
-        chance[rows, depth] = torch.where(enters, arrival(*upper), chance[rows, depth])
-        enters = enters & parent
+        enters = moving & ~leaving[:, turn]
+        fits = arrival(targets.of(above, token), drafts.of(above, token), upper)
+        chance[rows, depth] = torch.where(enters, fits, chance[rows, depth])
+        enters = enters & (last_child[rows, node] >= 0) & (fits > 0)
         if sampling.at_once or enters.any():
-            probs = sampling.probs(logits[rows, node], tokens_to(tree, node, enters))
-            target[rows, depth] = torch.where(enters[:, None], probs, target[rows, depth])
-            draft[rows, depth] = torch.where(enters[:, None], draft_probs[rows, node], draft[rows, depth])
+            targets.put(depth, enters, sampling.probs(row_of(logits, node), tokens_to(tree, node, enters)))
+            drafts.put(depth, enters, row_of(draft_probs, node))
 
         if not sampling.at_once and not leaves.any():
             continue
         accepted = leaves & sampling.accept(torch.where(leaves, chance[rows, depth], 0.0), 0, turn)
         last = torch.where(accepted, node, last)
         walking = walking & ~accepted
-        refused = leaves & ~accepted
-        left, left_chance = reject(*upper)
-        target[rows, above] = torch.where(refused[:, None], left, upper[0])
-        chance[rows, above] = torch.where(refused, left_chance, upper[3])
-        if not tree.replacement:
-            draft[rows, above] = torch.where(refused[:, None], without(upper[1], token), upper[1])
         if not sampling.at_once and not walking.any():
             break
-    return verdict_at(tree, last, sampling.draw_from(_at_the_end(tree, last, is_parent, target, logits, sampling), 0))
+        refused = leaves & ~accepted
+        target, draft = targets.at(above), drafts.at(above)
+        left = reject(target, draft, token[:, None], upper)
+        before[rows, above] = torch.where(refused, upper, before[rows, above])
+        chance[rows, above] = torch.where(refused, left.chance, upper)
+        sibling = refused & (last_child[rows, tree.parents[rows, node].long()] != node)
+        if sampling.at_once or sibling.any():
+            targets.put(above, sibling & (left.total > 0), left.weights.div_(left.total.clamp_min(1e-38)[:, None]))
+            if not tree.replacement:
+                drafts.put(above, sibling, without(draft, token[:, None]))
+    place = tree.depths[rows, last].long()
+    rest = _at_the_end(
+        tree, last, last_child, (targets.at(place), drafts.at(place), before[rows, place]), logits, sampling
+    )
+    return verdict_at(tree, last, sampling.draw_from(rest, 0))
+
+
+def _last_children(tree: TokenTree) -> Tensor:
+    """`[B, N]` int64, -1 for a leaf."""
+    place = torch.arange(tree.max_nodes, device=tree.parents.device)
+    below = tree.parents[:, :, None] == place  # [B, N, N], [b, i, j]: i is a child of j
+    return torch.where(below, place[:, None], -1).amax(1)
 
 
 def _at_the_end(
-    tree: TokenTree, last: Tensor, is_parent: Tensor, target: Tensor, logits: Tensor, sampling: StepSampling
+    tree: TokenTree,
+    last: Tensor,
+    last_child: Tensor,
+    kept: tuple[Tensor, Tensor, Tensor],
+    logits: Tensor,
+    sampling: StepSampling,
 ) -> Tensor:
-    """`[B, V]`: what is left of the target at the accepted node; of a leaf's, all."""
-    rows = torch.arange(tree.batch_size, device=last.device)
-    left = target[rows, tree.depths[rows, last].long()]
-    leaf = (last > 0) & ~is_parent[rows, last]
+    """`[B, V]`: what is left of the target at the accepted node, all of whose children were refused; of a leaf's, all.
+
+    Args:
+        kept: of its depth: target and draft `[B, V]`, and chance `[B]`, at the turn of its last child.
+    """
+    child = last_child.gather(1, last[:, None])[:, 0]
+    leaf = child < 0
+    target, draft, chance = kept
+    left = reject(target, draft, tree.tokens.gather(1, child.clamp_min(0)[:, None]), chance)
+    rest = torch.where((leaf | (left.total <= 0))[:, None], target, left.weights)
+    leaf = leaf & (last > 0)
     if not sampling.at_once and not leaf.any():
-        return left
-    return torch.where(leaf[:, None], sampling.probs(logits[rows, last], tokens_to(tree, last, leaf)), left)
+        return rest
+    return torch.where(leaf[:, None], sampling.probs(row_of(logits, last), tokens_to(tree, last, leaf)), rest)

@@ -32,7 +32,7 @@ class Sampler:
         self._texts: dict[int, list[int]] = {}  # slot -> prompt and text so far, kept up to date by the loop
         self._present: Tensor | None = None  # [B, V] bool: in the prompt or text; made when a penalty is first used
         self._stale = True  # settings have changed since the last step
-        self.all_greedy, self.penalised, self._filtered = True, False, False
+        self.all_greedy, self.some_greedy, self.penalised, self._filtered = True, True, False, False
         # Fixed buffers, which a CUDA graph may hold:
         self.seeds = torch.zeros(2, capacity, dtype=torch.int32, device=device)
         self.greedy = torch.ones(capacity, dtype=torch.bool, device=device)
@@ -77,9 +77,10 @@ class Sampler:
         penalised = any(p.repetition_penalty != 1 for p in self._params)
         greedy = all(p.temperature == 0 for p in self._params)
         filtered = any(p.temperature and (p.top_k or p.top_p < 1 or p.min_p) for p in self._params)
+        self.some_greedy = greedy or any(self._params[slot].temperature == 0 for slot in self._texts)
         if self.device.type != "cpu":  # once sampled, always prepared for it: every kind of step has graphs of its own
             greedy, penalised = greedy and self.all_greedy, penalised or self.penalised
-            filtered = filtered or self._filtered
+            filtered, self.some_greedy = filtered or self._filtered, True
         self.all_greedy, self.penalised, self._filtered = greedy, penalised, filtered
         slots: dict[SamplingParams, list[int]] = {}  # same settings, seeds apart -> slots
         warps = self.device.type == "cpu" or self._processors  # else settings are read on the device

@@ -130,6 +130,8 @@ class StepSampling:
     def _distribution(self, scores: Tensor) -> Tensor:
         """`[B, ..., V]` scores to probabilities."""
         probs = scores.softmax(-1)
+        if not self._sampler.some_greedy:
+            return probs
         one_hot = torch.zeros_like(probs).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
         greedy = self._sampler.greedy.view(-1, *[1] * (probs.ndim - 1))
         return torch.where(greedy, one_hot, probs)

@@ -68,11 +68,11 @@ def test_a_wrong_rule_is_seen(chance: str, monkeypatch: pytest.MonkeyPatch) -> N
     """Two mistakes that are easily made: the residual of a token instead of the block, an inner end never taken."""
     right = residual.reject
 
-    def wrong(target: Tensor, draft: Tensor, token: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        left, left_chance = right(target, draft, token, c)
+    def wrong(target: Tensor, draft: Tensor, token: Tensor, c: Tensor) -> residual.Left:
+        left = right(target, draft, token, c)
         if chance == "residual":
-            return right(target, draft, token, torch.ones_like(c))[0], left_chance
-        return left, c
+            return right(target, draft, token, torch.ones_like(c))._replace(chance=left.chance)
+        return left._replace(chance=c)
 
     monkeypatch.setattr("specdec.acceptance.block.reject", wrong)
     got, wanted = emitted_distribution(Block(), chain(2), *pair("random", 3))

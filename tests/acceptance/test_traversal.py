@@ -93,9 +93,11 @@ def test_a_wrong_rule_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> 
     """Easily made: a parent that keeps its chance, or its target; siblings as if they were drawn with replacement."""
     right = residual.reject
 
-    def wrong(target: Tensor, draft: Tensor, token: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
-        left, left_chance = right(target, draft, token, chance)
-        return (left, chance) if mistake == "chance" else (target, left_chance)
+    def wrong(target: Tensor, draft: Tensor, token: Tensor, chance: Tensor) -> residual.Left:
+        left = right(target, draft, token, chance)
+        if mistake == "chance":
+            return left._replace(chance=chance)
+        return left._replace(weights=target.clone(), total=torch.ones_like(chance))
 
     if mistake == "siblings":
         monkeypatch.setattr("specdec.acceptance.traversal.without", lambda draft, token: draft)
