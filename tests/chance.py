@@ -59,3 +59,41 @@ def correlation_tail(x: Tensor, y: Tensor) -> float:
     """Probability that independent numbers correlate at least as much as `x` and `y` do (two-sided, large samples)."""
     z = float(torch.corrcoef(torch.stack([x.double().flatten(), y.double().flatten()]))[0, 1]) * math.sqrt(x.numel())
     return math.erfc(abs(z) / math.sqrt(2))
+
+
+def uniform_in_groups(groups: Tensor, cells: Tensor, count: int, least: float = 10.0) -> float:
+    """The likelihood-ratio test that `cells` `[M]` are uniform over `0 ... count - 1` in each of `groups` `[M]`.
+
+    Groups in which a cell expects fewer than `least` go together. What a cell's group is may depend on cells before it,
+    as in the windows of a sequence: what is tested is each cell after its own history. With Williams' correction, by
+    which the statistic has the mean that it should have.
+    """
+    table = (groups * count + cells).bincount(minlength=(int(groups.max()) + 1) * count).view(-1, count).double()
+    table = table[table.sum(1).argsort(descending=True)]
+    alone = int((table.sum(1) >= least * count).sum())
+    while alone > 0 and 0 < float(table[alone:].sum()) < least * count:
+        alone -= 1
+    together = table[alone:].sum(0, keepdim=True)
+    table = torch.cat([table[:alone], together[together.sum(1) > 0]])  # [groups, count]
+    sizes = table.sum(1, keepdim=True)
+    terms = 2 * torch.special.xlogy(table, table * count / sizes) / (1 + (count + 1) / (6 * sizes))
+    statistic = terms.sum()
+    return chi_square_tail(float(statistic), len(table) * (count - 1))
+
+
+def chi_square_limit(probability: float, degrees: int) -> float:
+    """What a chi-square variable exceeds with `probability`."""
+    low, high = 0.0, 1e5
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if chi_square_tail(middle, degrees) > probability else (low, middle)
+    return high
+
+
+def noncentral_tail(limit: float, degrees: int, shift: float) -> float:
+    """Probability that a noncentral chi-square variable is at least `limit`; `shift` is its noncentrality."""
+    half, widest = shift / 2, int(shift / 2 + 20 * math.sqrt(shift / 2 + 1)) + 20
+    more = torch.arange(widest, dtype=torch.float64)  # a Poisson number of further pairs of squares
+    weights = (more * math.log(half) - half - torch.lgamma(more + 1)).exp() if half else (more == 0).double()
+    tails = torch.special.gammaincc(degrees / 2 + more, torch.full_like(more, limit / 2))
+    return float((weights * tails).sum())

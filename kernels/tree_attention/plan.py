@@ -39,6 +39,7 @@ class Plan:
     _indices: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, repr=False)
     _paths: dict[tuple[int, int], list[tuple[int, int, Tensor | None]]] = field(default_factory=dict, repr=False)
     _chains: list[Any] = field(default_factory=list, repr=False)  # see chains.py
+    _kept: list[int] = field(default_factory=lambda: [0], repr=False)  # bytes of _biases
 
     def nodes(self, span: Span) -> Tensor:
         """`[rows, size]` bool: the nodes each row of the span sees."""
@@ -90,9 +91,10 @@ class Plan:
         found = self._biases.get(key)
         if found is None:
             found = self._make_bias(span, window, group, dtype)
-            kept = sum(bias.nbytes for _, bias in self._biases.values() if bias is not None)
-            if found[1] is None or kept + found[1].nbytes <= _BIAS_BYTES:
+            size = 0 if found[1] is None else found[1].nbytes
+            if self._kept[0] + size <= _BIAS_BYTES:
                 self._biases[key] = found
+                self._kept[0] += size
         return found
 
     def _make_bias(self, span: Span, window: int, group: int, dtype: torch.dtype) -> tuple[int, Tensor | None]:

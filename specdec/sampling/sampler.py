@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -82,12 +81,12 @@ class Sampler:
             greedy, penalised = greedy and self.all_greedy, penalised or self.penalised
             filtered, self.some_greedy = filtered or self._filtered, True
         self.all_greedy, self.penalised, self._filtered = greedy, penalised, filtered
-        slots: dict[SamplingParams, list[int]] = {}  # same settings, seeds apart -> slots
+        slots: dict[tuple[float, ...], list[int]] = {}  # what warpers are made of -> slots
         warps = self.device.type == "cpu" or self._processors  # else settings are read on the device
-        for slot, params in enumerate(self._params):
-            if warps and params.warpers():
-                slots.setdefault(replace(params, seed=0, repetition_penalty=1.0), []).append(slot)
-        self._groups = [(torch.tensor(s, device=self.device), w) for p, s in slots.items() if (w := p.warpers())]
+        for slot, params in enumerate(self._params if warps else ()):
+            slots.setdefault((params.temperature, params.top_k, params.top_p, params.min_p), []).append(slot)
+        groups = ((s, self._params[s[0]].warpers()) for s in slots.values())
+        self._groups = [(torch.tensor(s, device=self.device), w) for s, w in groups if w]
         self.raw = self.all_greedy and not self.penalised and not self._processors
 
     def _write_settings(self) -> None:
