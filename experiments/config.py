@@ -56,6 +56,7 @@ class RunConfig:
     measure: Measure
     stream: int | None
     trace: tuple[str, ...] = ()
+    transformers_batch: int | None = None
     allow_targets: tuple[str, ...] = ()
     resolved: dict[str, Any] = field(default_factory=dict)
 
@@ -69,7 +70,8 @@ class RunConfig:
         if "training" in raw:
             raise ValueError("this configuration trains a model: start it with `specdec train`")
         known = {"name", "target", "drafter", "tree", "acceptance", "sampling", "data", "backend", "tracker"}
-        check_keys(raw, known | {"methods", "only", "measure", "stream", "trace", "allow_targets"}, "setting")
+        known |= {"methods", "only", "measure", "stream", "trace", "transformers_batch", "allow_targets"}
+        check_keys(raw, known, "setting")
         allowed = tuple(raw.get("allow_targets") or ())
         for kind in ("target", "data", "tracker"):
             if kind not in raw:
@@ -83,6 +85,9 @@ class RunConfig:
         stream = raw.get("stream")
         if stream is not None and (type(stream) is not int or stream < 1):
             raise ValueError(f"stream is {stream!r}; expected a number of new tokens, or null")
+        batch = raw.get("transformers_batch")
+        if batch is not None and (type(batch) is not int or batch < 2):
+            raise ValueError(f"transformers_batch is {batch!r}; expected a number of prompts of at least 2, or null")
         return RunConfig(
             name=str(raw["name"]),
             target=dict(raw["target"]),
@@ -94,6 +99,7 @@ class RunConfig:
             measure=Measure(**measure),
             stream=stream,
             trace=_trace(raw.get("trace")),
+            transformers_batch=batch,
             allow_targets=allowed,
             resolved=dict(raw),
         )

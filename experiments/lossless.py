@@ -5,7 +5,10 @@ tokens are closer than that, either may come out, and the texts part for good. S
 other difference is. The tokens' scores are looked up in the baseline's own forward: up to the difference both texts are
 the same, so it is one prefill and one step.
 
-An exact target (see `specdec.exact`) does not round: no difference is a tie there.
+The position's *noise* is what rounding does there: the largest difference of a logit between one token's forward pass
+and that of a tree with the same path. A difference that rounding alone cannot make is a bug, however close the tokens
+are: more than `NOISE_TIES` times a tie's gap (each of two logits moves by it), and any at all of an exact target (see
+`specdec.exact`), which does not round.
 
 Float32 and float64: a tie is a gap of at most 1e-4. Lower precisions: logits are stored in steps (`eps` times their
 power of two, 0.125 for a bfloat16 logit between 16 and 32) and inherit the rounding of all layers below, so a tie is a
@@ -33,6 +36,8 @@ from specdec.tree.token_tree import TokenTree
 
 TIE_GAP = 1e-4
 TIE_SPACINGS = 4
+NOISE_TIES = 2
+TREE_DEPTH = 4  # tokens of a text that lie in the tree whose noise is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,10 @@ class Check:
         gap: between the scores of the two tokens there, in the baseline's forward.
         top2_gap: between the two best scores there.
         threshold: what a tie may have.
-        tie: `gap` is at most `threshold`, and the target is not exact.
+        tie: rounding explains the difference: `gap` is at most `threshold`, `noise` is no more than rounding makes,
+            and the target is not exact. Else it is a bug.
+        tokens: the baseline's and the method's token there.
+        noise: largest difference of a logit there between one token's forward pass and another with the same text.
     """
 
     comparable: bool
@@ -56,6 +64,8 @@ class Check:
     top2_gap: float | None = None
     threshold: float | None = None
     tie: bool | None = None
+    tokens: tuple[int, int] | None = None
+    noise: float | None = None
 
     def as_row(self) -> dict[str, Any]:
         """For requests.jsonl, which has no infinity: the gap to a token that is ruled out is null."""
@@ -78,20 +88,62 @@ def compare(
         expected, got: new token ids of the baseline and of the method.
         sampling: of both.
     """
+    position = parting(expected, got)
+    if isinstance(position, Check):
+        return position
+    text = [*prompt, *expected[:position]]
+    scores, logits = _scores(target, text, position > 0, sampling)
+    noise = difference(logits, _in_a_tree(target, text))
+    return judge(
+        position, (expected[position], got[position]), scores, logits, noise, target.model.dtype,
+        sampling.temperature, target.block_rows > 0,
+    )  # fmt: skip
+
+
+def parting(expected: Sequence[int], got: Sequence[int]) -> int | Check:
+    """Where two texts first differ, or what there is to say where no token does."""
     if list(expected) == list(got):
         return Check(True, equal=True)
     position = next((i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), None)
     if position is None:  # one ended earlier though all its tokens are the other's: never a matter of rounding
         return Check(True, equal=False, position=min(len(expected), len(got)), tie=False)
-    scores, logits = _scores(target, [*prompt, *expected[:position]], position > 0, sampling)
-    ours, theirs = expected[position], got[position]
+    return position
+
+
+def judge(
+    position: int,
+    tokens: tuple[int, int],
+    scores: Tensor,
+    logits: Tensor,
+    noise: float,
+    dtype: torch.dtype,
+    temperature: float = 0.0,
+    exact: bool = False,
+) -> Check:
+    """What to say of two texts that differ.
+
+    Args:
+        position: of the first new token that differs.
+        tokens: both there.
+        scores, logits: `[V]` float32, what the baseline chose by, and the logits those were made from.
+        noise: see Check.
+        dtype: of the model.
+        temperature: of both.
+        exact: the target does not round.
+    """
+    ours, theirs = tokens
     best = scores.topk(2).values
     gap = abs(float(scores[ours] - scores[theirs]))
-    largest = max(float(logits.max()), abs(float(logits[ours])), abs(float(logits[theirs])))
-    threshold = tie_threshold(largest, target.model.dtype)
-    threshold /= sampling.temperature or 1.0
-    tie = gap <= threshold and not target.block_rows
-    return Check(True, False, position, gap, float(best[0] - best[1]), threshold, tie)
+    threshold = tie_threshold(max(float(logits.max()), abs(float(logits[ours])), abs(float(logits[theirs]))), dtype)
+    rounding = not exact and noise <= NOISE_TIES * threshold
+    threshold /= temperature or 1.0
+    top2 = float(best[0] - best[1])
+    return Check(True, False, position, gap, top2, threshold, rounding and gap <= threshold, tokens, noise)
+
+
+def difference(some: Tensor, others: Tensor) -> float:
+    """The largest of two rows of logits, infinities that both have left out."""
+    return float(torch.where(some == others, 0.0, some.float() - others.float()).abs().max())
 
 
 def tie_threshold(logit: float, dtype: torch.dtype) -> float:
@@ -120,3 +172,20 @@ def _scores(target: Target, text: list[int], stepped: bool, sampling: SamplingPa
         scores = scores + noise.gumbel(step.keys(noise.TARGET_STREAM, 0), scores.shape[-1])[0]
     target.release(0)
     return scores, logits[0, 0].float()
+
+
+@torch.inference_mode()
+def _in_a_tree(target: Target, text: list[int]) -> Tensor:
+    """The logits `[V]` float32 after `text`, whose last tokens are nodes of a tree, each with a sibling before it."""
+    committed, path = text[:-TREE_DEPTH], text[-TREE_DEPTH:]
+    tokens, parents, last = [path[0]], [-1], 0
+    for token in path[1:]:
+        tokens += [(token + 1) % target.vocab_size, token]
+        parents += [last, last]
+        last = len(tokens) - 1
+    target.open(1, len(text) + 1, len(tokens))
+    if committed:
+        target.prefill([0], [committed])
+    logits = target.verify(TokenTree.from_lists([(tokens, parents)], target.device)).logits[0, last].float()
+    target.release(0)
+    return logits

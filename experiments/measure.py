@@ -171,7 +171,13 @@ def _check(bench: Bench, cell: Cell, ids: list[int], expected: list[int], tokens
     check = lossless.Check(comparable=False)
     if lossless.comparable(bench.engines[method.name].rule, method.sampling):
         check = lossless.compare(bench.engines[method.baseline].target, ids, expected, tokens, cell.sampling)
-    return check.as_row()
+    return check_row(bench, check)
+
+
+def check_row(bench: Bench, check: lossless.Check) -> Row:
+    """A check for a file, with what its tokens say."""
+    pieces = [bench.tokenizer.decode([token]) for token in check.tokens] if check.tokens else None
+    return {**check.as_row(), "pieces": pieces}
 
 
 @dataclass(frozen=True, slots=True)

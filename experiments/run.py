@@ -17,14 +17,16 @@ from specdec.experiments import display, machine, provenance
 from specdec.experiments.answers import write_answers
 from specdec.experiments.config import RunConfig
 from specdec.experiments.data import Questions
+from specdec.experiments.divergence import show_differences
 from specdec.experiments.leaderboard import is_compared, show_leaderboard, write_leaderboard
 from specdec.experiments.measure import measure, plan, warm_up
-from specdec.experiments.records import Records, write_text
+from specdec.experiments.records import Records, write_lines, write_text
 from specdec.experiments.report import write_report
-from specdec.experiments.summary import summarise, without_nan
+from specdec.experiments.summary import differences_of, summarise, without_nan
 from specdec.experiments.trace import trace_run
 from specdec.experiments.trackers.base import Guarded
 from specdec.experiments.tracking import track_request, track_summary
+from specdec.experiments.transformers_batch import compare_batches
 from specdec.experiments.workbench import Bench, build
 
 
@@ -66,13 +68,16 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     total = _measure(config, bench, questions, records, tracker, console)
     for file in trace_run(config, bench, questions.items[0], records, directory) if config.trace else []:
         console.print(f"Trace: {file}", highlight=False, soft_wrap=True)
-    summary = _summary(config, bench, questions, records, bandwidth, total)
+    theirs = _transformers(config, bench, questions, directory, console) if config.transformers_batch else None
+    summary = _summary(config, bench, questions, records, bandwidth, total) | {"transformers": theirs}
     write_text(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_answers(directory / "answers", config.target["name"], list(records.finished.values()))
     display.show_table(console, summary)
     if is_compared(summary):
         show_leaderboard(console, summary)
         console.print(f"Leaderboard: {write_leaderboard(directory, summary)}", highlight=False, soft_wrap=True)
+    if theirs or any(entry["lossless"]["verdict"] == "no" for entry in summary["methods"]):
+        show_differences(console, summary)
     display.show_notes(console, summary["notes"])
     report = write_report(directory)
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)
@@ -99,6 +104,17 @@ def _measure(
 
         measure(bench, questions.items, config.measure, records, tell)
     return total
+
+
+def _transformers(
+    config: RunConfig, bench: Bench, questions: Questions, directory: Path, console: Console
+) -> dict[str, Any]:
+    """What batching does to transformers' own texts; every one is in transformers.jsonl."""
+    batch = min(config.transformers_batch or 0, len(questions.items))
+    with display.Bar(console, len(questions.items), "transformers, alone and together") as bar:
+        rows = compare_batches(bench, questions.items, batch, config.measure.max_new_tokens, bar.advance)
+    write_lines(directory / "transformers.jsonl", rows)
+    return without_nan({"batch": batch, **differences_of(rows)})
 
 
 def _summary(

@@ -14,6 +14,7 @@ from specdec.experiments.records import Row
 from specdec.metrics import DecodingStats, TargetCost
 from specdec.request_stats import RequestStats
 
+PARTED = "position tokens pieces gap top2_gap noise threshold tie".split()  # of a check
 COUNTS = "prompt_tokens accept_lengths nodes proposed_depth accepted offered_by_depth accepted_by_depth".split()
 
 
@@ -74,31 +75,45 @@ def stats_of(rows: Sequence[Row]) -> DecodingStats:
 
 def verdict(method: Method, rule: AcceptanceRule, rows: Sequence[Row]) -> dict[str, Any]:
     """Is the method lossless, as far as this run can tell?"""
-    checks = [(row, row["check"]) for row in rows if row["check"] and row["check"]["comparable"]]
-    different = [(row, check) for row, check in checks if not check["equal"]]
-    ties = sum(bool(check["tie"]) for _, check in different)
+    found = differences_of(rows)
     if method.baseline is None:
         word = "baseline"
     elif not rule.lossless:
         word = "not lossless"
-    elif not checks:
+    elif not found["compared"]:
         word = "in distribution"
-    elif len(different) > ties:
+    elif found["different"] > found["ties"]:
         word = "no"
     else:
-        word = f"yes ({ties} tie{'s' * (ties > 1)})" if ties else "yes"
+        word = f"yes ({found['ties']} tie{'s' * (found['ties'] > 1)})" if found["ties"] else "yes"
+    return {"verdict": word, "rule": str(method.acceptance["_target_"]).rpartition(".")[2].lower(), **found}
+
+
+def differences_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """How many texts were compared, which differ, and where, bugs first.
+
+    `per_thousand_tokens` is of tokens that were written on the same text: those up to the first difference.
+    """
+    checks = [(row, row["check"]) for row in rows if row["check"] and row["check"]["comparable"]]
+    different = [(row, check) for row, check in checks if not check["equal"]]
+    tokens = sum(row["new_tokens"] if check["equal"] else check["position"] + 1 for row, check in checks)
     return {
-        "verdict": word,
-        "rule": str(method.acceptance["_target_"]).rpartition(".")[2].lower(),
         "compared": len(checks),
         "different": len(different),
-        "ties": ties,
-        "failures": [
-            {key: row[key] for key in ("question_id", "repeat", "turn")} | {k: check[k] for k in ("position", "gap")}
-            for row, check in different
-            if not check["tie"]
+        "ties": sum(bool(check["tie"]) for _, check in different),
+        "per_thousand_tokens": 1000 * len(different) / tokens if tokens else None,
+        "differences": [
+            {key: row[key] for key in ("question_id", "repeat", "turn")} | {key: check.get(key) for key in PARTED}
+            for row, check in sorted(different, key=lambda pair: bool(pair[1]["tie"]))
         ],
     }
+
+
+def parted(summary: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Who was compared, and what `differences_of` says of them: the methods, then transformers itself."""
+    found = [(m["name"], m["lossless"]) for m in summary["methods"] if m["lossless"]["compared"]]
+    theirs = summary.get("transformers")
+    return found + ([(f"transformers, {theirs['batch']} at once", theirs)] if theirs else [])
 
 
 def without_nan(value: Any) -> Any:

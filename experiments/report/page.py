@@ -17,9 +17,10 @@ from specdec.experiments.report.figures import figures
 from specdec.experiments.report.headline import best, headline
 from specdec.experiments.report.run_files import RunFiles, read_run
 from specdec.experiments.report.shown import PHASES, groups, length_of, shown
+from specdec.experiments.summary import parted
 
 FOLDER = Path(__file__).parent
-FILTERS = "number percent milliseconds large times interval mark lossless_words short sampling".split()
+FILTERS = "number percent milliseconds large times interval mark lossless_words tie_or_bug short sampling".split()
 
 
 def write_report(directory: Path) -> Path:
@@ -63,6 +64,7 @@ def render(run: RunFiles) -> str:
         example_method=shown_in_full["name"] if shown_in_full else "",
         examples=examples(run, shown_in_full["name"]) if shown_in_full else [],
         facts=facts(run),
+        parted=parted(run.summary),
     )
 
 

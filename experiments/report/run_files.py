@@ -20,7 +20,8 @@ UNCHECKED: dict[str, Any] = {
     "compared": 0,
     "different": 0,
     "ties": 0,
-    "failures": [],
+    "per_thousand_tokens": None,
+    "differences": [],
 }
 
 
@@ -89,9 +90,11 @@ def _whole(summary: dict[str, Any]) -> dict[str, Any]:
     empty |= {"target": {}, "environment": {}, "baseline": None, "methods": [], "definitions": metrics.definitions()}
     entry: dict[str, Any] = {"baseline": None, "drafter": None, "tree": None, "acceptance": None, "sampling": {}}
     entry |= {"requests": 0, "lossless": UNCHECKED, "metrics": {}, "speedup": None, "by_category": {}}
-    whole = empty | summary
+    whole = empty | {"transformers": None} | summary
     target = dict.fromkeys(("name", "class", "dtype", "device", "parameters")) | (whole["target"] or {})
-    return whole | {"target": target, "methods": [entry | method for method in whole["methods"]]}
+    methods = [entry | method for method in whole["methods"]]
+    methods = [method | {"lossless": UNCHECKED | method["lossless"]} for method in methods]
+    return whole | {"target": target, "methods": methods}
 
 
 def _summary_of(requests: Sequence[Row], config: dict[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,11 @@ def lossless_words(lossless: Mapping[str, Any]) -> str:
     return {"in distribution": "by proof, not compared", "not lossless": "by design"}.get(verdict, "")
 
 
+def tie_or_bug(difference: Mapping[str, Any]) -> str:
+    """What made two texts differ."""
+    return "tie" if difference.get("tie") else "bug"
+
+
 def short(spec: Any) -> str:
     """A drafter, tree or rule in a few words: its class and its own settings."""
     if spec is None:

@@ -20,6 +20,9 @@ from specdec.experiments.methods import Method
 from specdec.experiments.summary import verdict
 from specdec.metrics import DecodingStats
 from specdec.request import Request
+from specdec.tree.token_tree import TokenTree
+
+from ..fakes import Scripted
 
 PROMPT = [5, 6, 7, 8]
 GREEDY, WARM = SamplingParams(), SamplingParams(temperature=0.9, seed=3)
@@ -69,6 +72,44 @@ def test_equal_logits_are_a_tie(engine):
     assert check.tie
 
 
+@pytest.mark.parametrize("length", [1, 2, 4, 30])
+def test_noise_is_rounding(engine, length):
+    """In float32, after texts shorter and longer than the tree it is measured in."""
+    check = lossless.compare(engine.target, [7] * length, [40], [41], GREEDY)
+    assert check.tie
+    assert check.noise < 1e-4
+    assert check.tokens == (40, 41)
+
+
+def test_positions_that_are_wrong_in_trees_are_a_bug_however_close_the_tokens_are(engine, monkeypatch):
+    monkeypatch.setattr(TokenTree, "depths", property(lambda tree: tree._shape[1] + (tree._shape[1] > 0)))
+    check = lossless.compare(engine.target, PROMPT, [40], [41], GREEDY)
+    assert check.gap == 0
+    assert check.noise > check.threshold
+    assert check.tie is False
+
+
+class UntilItParts(Scripted):
+    def propose(self, state, roots, noise):
+        try:
+            return super().propose(state, roots, noise)
+        except AssertionError:
+            return TokenTree.roots(roots)
+
+
+def test_a_planted_mistake_is_a_bug_in_the_text(engine, monkeypatch):
+    """A drafter's trees are verified at wrong positions: the texts part, and not by rounding."""
+    expected = decode(engine, GREEDY)
+    drafter = UntilItParts({tuple(PROMPT): expected * 2}, hit=1.0, max_nodes=6, chains=True, vocab=50)
+    drafted = Engine(engine.target.model, drafter, None, "coupled")
+    assert decode(drafted, GREEDY) == expected
+    monkeypatch.setattr(TokenTree, "depths", property(lambda tree: tree._shape[1] + (tree._shape[1] > 0)))
+    got = decode(drafted, GREEDY)
+    check = lossless.compare(engine.target, PROMPT, expected, got, GREEDY)
+    assert check.equal is False
+    assert check.tie is False
+
+
 def test_a_shorter_text_is_a_failure(engine):
     expected = decode(engine, GREEDY)
     check = lossless.compare(engine.target, PROMPT, expected, expected[:-1], GREEDY)
@@ -88,6 +129,7 @@ def test_rounding_is_that_of_the_largest_logit(monkeypatch, largest, tie):
     logits = torch.tensor([largest, 0.5, 0.4])
     scores = torch.tensor([0.0, 9.0, 8.9])
     monkeypatch.setattr(lossless, "_scores", lambda *_: (scores, logits))
+    monkeypatch.setattr(lossless, "_in_a_tree", lambda *_: logits)
     target = SimpleNamespace(model=SimpleNamespace(dtype=torch.bfloat16), block_rows=0)
     assert lossless.compare(target, PROMPT, [1], [2], SamplingParams(temperature=1.0)).tie is tie
 
@@ -115,9 +157,14 @@ def test_what_can_be_compared():
 def test_verdicts(rule, checks, word):
     method = Method("m", {}, None, {"_target_": "a.Rule"}, GREEDY, "none")
     empty = {"comparable": True, "tie": None, "position": 0, "gap": 0.5}
-    rows = [{"question_id": i, "repeat": 0, "turn": 0, "check": empty | check} for i, check in enumerate(checks)]
+    same = {"repeat": 0, "turn": 0, "new_tokens": 10}
+    rows = [same | {"question_id": i, "check": empty | check} for i, check in enumerate(checks)]
     rows.append({"question_id": 99, "repeat": 0, "turn": 0, "check": {"comparable": False}})
     found = verdict(method, rule, rows)
     assert found["verdict"] == word
     assert found["compared"] == len(checks)
-    assert len(found["failures"]) == (word == "no")
+    assert sum(not d["tie"] for d in found["differences"]) == (word == "no")
+    if found["different"]:
+        assert found["differences"][0]["tie"] == (word != "no")  # bugs come first
+        equal = len(checks) - found["different"]
+        assert found["per_thousand_tokens"] == 1000 * found["different"] / (10 * equal + found["different"])
