@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 USAGE = """specdec: speculative decoding research
 
   specdec run experiment=demo        compare methods with plain decoding; `specdec run --help` lists what there is
+  specdec run from=DIR               repeat a finished run, and say whether it came out the same
   specdec train experiment=...       make a shipped model again, or one like it
   specdec export drafter=...         write a head or a draft model as another engine reads it
   specdec report DIR...              write report.html of finished runs again
@@ -17,7 +18,8 @@ USAGE = """specdec: speculative decoding research
   specdec --version
 
 Settings are given as name=value; conf/ in the package holds them all.
-Exit status: 0 done, 1 a mistake, 2 nothing asked for, 3 a method's losslessness check failed, 130 stopped.
+Exit status: 0 done, 1 a mistake, 2 nothing asked for, 3 a method's losslessness check failed,
+4 a run that was repeated came out otherwise, 130 stopped.
 """
 EXTRA = 'pip install "specdec[experiments]"'
 
@@ -73,9 +75,20 @@ def _fail(message: str, code: int) -> int:
 def _run(arguments: list[str]) -> int:
     from specdec.experiments.hydra_app import launch, resumed
 
-    if unequal := launch("run", resumed(arguments)):
+    repeated = any(argument.startswith("from=") for argument in arguments)
+    unequal, reproduced = _repeat(arguments) if repeated else (launch("run", resumed(arguments)), True)
+    if unequal:
         return _fail(f"the losslessness check failed for {', '.join(unequal)}: their texts are not the target's", 3)
-    return 0
+    return 0 if reproduced else _fail("the run was not reproduced: texts or accepted lengths differ", 4)
+
+
+def _repeat(arguments: list[str]) -> tuple[list[str], bool]:
+    from rich.console import Console
+
+    from specdec.experiments.repeat import repeat
+
+    summary, reproduced = repeat(arguments, Console(highlight=False))
+    return [m["name"] for m in summary["methods"] if m["lossless"]["verdict"] == "no"], reproduced
 
 
 def _train(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,8 @@ def write_lines(file: Path, rows: Iterable[Row]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Replace a file: a reader finds the old one or the new one, whole."""
-    temporary = file.with_name(file.name + ".tmp")
+    """Replace a file: a reader finds the old one or the new one, whole, also while others replace it."""
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)
 

@@ -18,6 +18,7 @@ from specdec.experiments.answers import write_answers
 from specdec.experiments.config import RunConfig
 from specdec.experiments.data import Questions
 from specdec.experiments.divergence import show_differences
+from specdec.experiments.folder_lock import only_writer
 from specdec.experiments.leaderboard import is_compared, show_leaderboard, write_leaderboard
 from specdec.experiments.measure import measure, plan, warm_up
 from specdec.experiments.records import Records, write_lines, write_text
@@ -38,13 +39,13 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
         overrides: what was asked for on the command line.
 
     Raises:
-        ValueError: something is wrong with the configuration, the data, a model, or what is in `directory`.
+        ValueError: something is wrong with the configuration, the data, a model, or what is in `directory`; or another
+            process writes there.
     """
     config = RunConfig.parse(raw)
     questions: Questions = registry.instantiate(config.data, config.allow_targets, "data")
     tracker = Guarded(registry.instantiate(config.tracker, config.allow_targets, "tracker"))
-    earlier = look_into(directory, raw)
-    if earlier is not None:
+    if (earlier := look_into(directory, raw)) is not None:
         console.print(f"{directory} is finished already: nothing to run")
         return earlier
     if config.measure.threads:
@@ -53,7 +54,20 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     console.print(f"Loading target [bold]{config.target['name']}[/] and {len(config.methods)} methods", highlight=False)
     bench = build(config)
     bench.room(config.measure.max_new_tokens)
-    begin(directory, raw, overrides)  # a run that cannot be built leaves nothing
+    directory.mkdir(parents=True, exist_ok=True)  # a run that cannot be built leaves nothing
+    with only_writer(directory):
+        if (earlier := look_into(directory, raw)) is not None:  # by another, while the weights were loaded
+            console.print(f"{directory} was finished by another process: nothing to run")
+            return earlier
+        begin(directory, raw, overrides)
+        return _write(config, bench, questions, tracker, directory, console)
+
+
+def _write(
+    config: RunConfig, bench: Bench, questions: Questions, tracker: Guarded, directory: Path, console: Console
+) -> dict[str, Any]:
+    """Warm up, measure and report."""
+    raw = config.resolved
     records = Records(directory)
     about = {"name": questions.name, "sha256": questions.sha256, "count": len(questions.items)}
     origin = provenance.collect(provenance.command_line(), raw, about)
@@ -188,7 +202,6 @@ def _short(value: Any) -> str:
 
 def begin(directory: Path, raw: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """Make `directory` this run's, if it is not yet."""
-    directory.mkdir(parents=True, exist_ok=True)
     if not (directory / "config.yaml").exists():
         write_text(directory / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
         write_text(directory / "config.yaml", yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
