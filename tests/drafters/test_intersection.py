@@ -29,12 +29,13 @@ from specdec.tree.best_first import BestFirst
 from specdec.tree.static import StaticTree, chain
 from specdec.tree.token_tree import TokenTree
 
-from ..acceptance.test_statistical import ALARM, PROMPT, VOCAB, agreement, exact_joint
+from ..acceptance.joint import agreement, exact_joint
 from ..fakes import Harness, check_shape, climb
 from ..models import make_model, ragged_batch
 from .test_universal import LENGTHS, SAMPLINGS, knowing, prompts
 from .tokenizers import tokenizer
 
+VOCAB = 6  # letters
 PAIRS = [("more bytes", "bytes"), ("bytes", "pieces"), ("pieces", "more bytes")]  # target, draft
 
 
@@ -211,6 +212,8 @@ TREES: dict[str, TreePolicy] = {"chain": chain(2), "static": StaticTree([[0], [1
 RULES: dict[str, AcceptanceRule] = {"rejection": Rejection(), "traversal": Traversal()}
 SETTINGS = {"temperature": 0.7}
 SLOTS = 256
+PROMPT = [3, 1, 4]
+ALARM = 1e-8  # probability that a slow test fails by chance
 
 
 @cache
@@ -252,7 +255,7 @@ def test_joint_distribution_quickly(rule: str, tree: str) -> None:
     """Fails by chance with a probability below 1e-3; the seeds are fixed."""
     texts, accepted = drawn(rule, tree, 4 * SLOTS)
     assert 0.1 < accepted < 1.9
-    assert agreement(texts, exact_joint(small(), SETTINGS)) > 1e-3
+    assert agreement(texts, exact_joint(small(), PROMPT, SETTINGS, 3)) > 1e-3
 
 
 @pytest.mark.slow
@@ -261,13 +264,13 @@ def test_joint_distribution_quickly(rule: str, tree: str) -> None:
 def test_joint_distribution(rule: str, tree: str) -> None:
     texts, accepted = drawn(rule, tree, 64 * SLOTS)
     assert 0.1 < accepted < 1.9
-    assert agreement(texts, exact_joint(small(), SETTINGS)) > ALARM
+    assert agreement(texts, exact_joint(small(), PROMPT, SETTINGS, 3)) > ALARM
 
 
 @pytest.mark.slow
 def test_probabilities_that_are_not_of_what_was_drawn_are_seen() -> None:
     texts, _ = drawn("rejection", "chain", 64 * SLOTS, wrong=True)
-    assert agreement(texts, exact_joint(small(), SETTINGS)) < ALARM
+    assert agreement(texts, exact_joint(small(), PROMPT, SETTINGS, 3)) < ALARM
 
 
 def test_refuses() -> None:
