@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 from ..chance import g_test
 from .places import processed
 
+ALARM = 1e-8  # how often a test may fail by chance
+PROMPT = [3, 1, 4]
+
 
 def exact_joint(model: PreTrainedModel, prompt: Sequence[int], settings: Mapping[str, float], length: int) -> Tensor:
     """`[V] * length` float64."""

@@ -6,11 +6,10 @@ them. Draws overlap, and each look counts every token after what was before it, 
 - Every drafter in conf/drafter under every lossless rule: DRAWS places, from requests of all twelve settings side by
   side. Places are tested together, and those of every setting by themselves.
 - Every rule under every setting, DRAWS places each, with a draft model.
-
 - Drafters that learn, from the very texts that they then draft; and the joint distribution of the first three tokens
   after one prompt, as in `joint.py`.
 
-A setting of its own for every drafter and rule, of DRAWS places each, would take twelve times as long as the first.
+DRAWS places of every drafter, rule and setting would take twelve times as long as the first.
 
 False alarms: each case fails by chance with a probability below ALARM, all of them below 1e-6
 (`test_false_alarms_are_rare`). Power: `test_a_bias_of_two_percent_is_seen` lets the target's most likely token have
@@ -27,80 +26,34 @@ import gc
 import itertools
 import math
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor
 
-from specdec import registry
-from specdec.acceptance.block import Block
-from specdec.acceptance.coupled import Coupled
-from specdec.acceptance.rejection import Rejection
 from specdec.acceptance.relaxed import Relaxed
-from specdec.acceptance.traversal import Traversal
 from specdec.acceptance.typical import Typical
-from specdec.core import AcceptanceRule, TreePolicy
+from specdec.core import AcceptanceRule
 from specdec.decode import decode
 from specdec.kernels.tree_attention import packed
-from specdec.metrics import DecodingStats
 from specdec.request import Request
 from specdec.sampling import SamplingParams, StepSampling
-from specdec.step import Step
-from specdec.target import Target, attach
-from specdec.tree.best_first import BestFirst
-from specdec.tree.static import StaticTree, chain
 
 from ..chance import chi_square_limit, kolmogorov_smirnov, noncentral_tail, uniform_in_groups
-from ..drafters.test_contract import build_drafter
-from ..fakes import write_datastore
-from ..models import make_model, noisy_copy
-from .joint import agreement as joint_agreement
-from .joint import exact_joint
-from .places import BINS, LOOKS, Places, agreement, processed, read
+from . import joint
+from .places import BINS, LOOKS, Places, agreement, processed
+from .sampled import DRAFTERS, FILTERS, LONG, PROMPT, RULES, SETTINGS, TEMPERATURES, VOCAB, make_run, write
 from .together import attend
 
 ALARM = 4e-9
 DRAWS = 100_000
 LEAST_BIAS, LEAST_BIAS_OF_ONE = 0.017, 0.058
-VOCAB = 6
-PROMPT = 3  # tokens, at random
-SLOTS = 512
-
-TEMPERATURES = (0.7, 1.0, 1.5)
-FILTERS = {
-    "top-k": {"top_k": 4},
-    "top-p": {"top_p": 0.8},
-    "min-p": {"min_p": 0.1},
-    "penalty": {"repetition_penalty": 1.5},
-}
-SETTINGS = [{"temperature": t, **f} for t, f in itertools.product(TEMPERATURES, FILTERS.values())]
-LONG, SHORT = 48, 16  # new tokens; short where the penalty changes with them: soon it is on all six tokens
-
-RULES: dict[str, AcceptanceRule] = {
-    "coupled": Coupled(),
-    "rejection": Rejection(),
-    "block": Block(),
-    "traversal": Traversal(),
-}
-PATHS = [[0], [1], [2], [0, 0], [0, 1], [1, 0]]
-DRAFTERS = registry.names("drafter")
-HEADS = ("block", "eagle", "hydra", "medusa")  # of the target, at random
-SMALLER: dict[str, dict[str, Any]] = {  # than the yaml's, to save time; and adaptive where sizes do change
-    "adaptive": {"drafter": "draft_model", "curve": 0.5 / SLOTS},
-    "hybrid": {"max_nodes": 7},
-    "lookahead": {"window": 2, "ngram": 3, "guesses": 2},
-    "ngram": {"max_nodes": 7, "length": 3},
-    "retrieval": {"max_nodes": 7, "length": 3, "samples": 8},
-    "suffix": {"max_nodes": 7},
-    "universal": {"tree": chain(2), "max_nodes": 4},
-}
+PAIRS = list(itertools.product(DRAFTERS, RULES))
+LEARNING = ("adaptive", "hybrid")  # from other requests; hybrid is suffix and recycling
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,75 +69,6 @@ def together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "attend", attend)
 
 
-@cache
-def target_model(layers: int = 1) -> PreTrainedModel:
-    return make_model(vocab_size=VOCAB, num_hidden_layers=layers, initializer_range=0.15)
-
-
-@cache
-def corpus() -> Path:
-    texts = torch.randint(0, VOCAB, (40, 20), generator=torch.Generator().manual_seed(1)).tolist()
-    return write_datastore(Path(tempfile.mkdtemp()) / "datastore.bin", texts, VOCAB)
-
-
-def make_tree(drafter: str, rule: str, replacement: bool) -> TreePolicy:
-    """Chains for `block`, else trees: of the likeliest paths where noise is shared, of drawn children elsewhere."""
-    if rule == "block":
-        return chain(2)
-    likeliest = rule == "coupled" and drafter in (*HEADS, "draft_model", "early_exit")
-    return BestFirst(max_nodes=7, depth=2, top_k=3) if likeliest else StaticTree(PATHS, replacement)
-
-
-def make_run(drafter: str, rule: str, replacement: bool = False) -> Step:
-    """`replacement`: siblings that are drawn are drawn with it."""
-    model = target_model(2 if drafter == "early_exit" else 1)
-    other = model if drafter in (*HEADS, "synthetic") else noisy_copy(model, scale=0.3)
-    settings = {"tree": make_tree(drafter, rule, replacement), "path": corpus(), **SMALLER.get(drafter, {})}
-    made = build_drafter(drafter, other, **settings)
-    target = Target(model, hidden_layers=made.needs.hidden_layers)
-    return Step(target, attach(made, target), RULES[rule], SLOTS, PROMPT + LONG)
-
-
-def write(
-    run: Step, settings: Sequence[Mapping[str, float]], draws: int, seed: int = 0, twice: bool = False
-) -> tuple[list[Places], float]:
-    """At least `draws` places of every setting, all in one run; and how many drafted tokens were accepted per step.
-
-    Args:
-        run: its drafter may have learned from earlier texts.
-        settings: of the requests, in random order.
-        draws: of three tokens.
-        seed: other texts.
-        twice: every request is served once before, unseen, SLOTS requests earlier: drafters have read what it writes.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    lengths = [SHORT if "repetition_penalty" in s else LONG for s in settings]
-    kinds = [kind for kind, length in enumerate(lengths) for _ in range(-(-draws // (length - 2)))]
-    kinds = [kinds[i] for i in torch.randperm(len(kinds), generator=generator).tolist()]
-    prompts = torch.randint(0, VOCAB, (len(kinds), PROMPT), generator=generator).tolist()
-    params = [SamplingParams.from_dict(s) for s in settings]
-    requests = [
-        Request(prompt, lengths[kind], replace(params[kind], seed=(seed << 20) + index))
-        for index, (kind, prompt) in enumerate(zip(kinds, prompts, strict=True))
-    ]
-    queue = [(index, True) for index in range(len(requests))]
-    if twice:
-        queue = [
-            (i, seen) for low in range(0, len(queue), SLOTS) for seen in (False, True) for i, _ in queue[low:][:SLOTS]
-        ]
-    stats = DecodingStats()
-    written: list[list[list[int]]] = [[] for _ in settings]
-    for generation, _ in decode(run, (requests[index] for index, _ in queue), stats):
-        index, seen = queue[generation.index]
-        if generation.finished and seen:
-            written[kinds[index]].append(generation.ids)
-    parts = [
-        read(run.target.model, torch.tensor(texts), PROMPT, s, generator)
-        for texts, s in zip(written, settings, strict=True)
-    ]
-    return parts, sum(r.accepted for r in stats.requests) / stats.steps
-
-
 def of_each(parts: Sequence[Places]) -> float:
     """The least agreement of all settings by themselves (Bonferroni)."""
     return min(1.0, len(parts) * min(agreement([part]) for part in parts))
@@ -193,10 +77,6 @@ def of_each(parts: Sequence[Places]) -> float:
 def check_drafts(drafter: str, accepted: float) -> None:
     """Neither useless nor perfect, so that both outcomes are tested."""
     assert accepted == 0 if drafter == "none" else 0.05 < accepted < 1.9
-
-
-PAIRS = list(itertools.product(DRAFTERS, RULES))
-LEARNING = ("adaptive", "hybrid")  # from other requests; hybrid is suffix and recycling
 
 
 @pytest.mark.slow
@@ -228,12 +108,12 @@ def test_every_setting(rule: str, temperature: float) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_joint_distribution(rule: str) -> None:
     """The first three tokens after one prompt, counted as they are: what depends on the place in a text shows here."""
-    run, prompt, settings = make_run("draft_model", rule), [3, 1, 4], {"temperature": 1.0}
+    run, settings = make_run("draft_model", rule), {"temperature": 1.0}
     params = SamplingParams.from_dict(settings)
-    requests = (Request(prompt, 3, replace(params, seed=(300 << 20) + index)) for index in range(DRAWS))
+    requests = (Request(joint.PROMPT, 3, replace(params, seed=(300 << 20) + index)) for index in range(DRAWS))
     drawn = [generation.new_ids for generation, _ in decode(run, requests) if generation.finished]
-    joint = exact_joint(run.target.model, prompt, settings, 3)
-    assert joint_agreement(torch.tensor(drawn), joint) > ALARM
+    expected = joint.exact_joint(run.target.model, joint.PROMPT, settings, 3)
+    assert joint.agreement(torch.tensor(drawn), expected) > ALARM
 
 
 @pytest.mark.slow
@@ -278,7 +158,7 @@ def test_a_bias_of_two_percent_is_seen(temperature: float, monkeypatch: pytest.M
         probs = exact(self, logits, path).softmax(-1)  # [B, V]
         most, best = probs.max(-1, keepdim=True)
         more = (most + 0.02).clamp_max(1.0)
-        return (probs * (1 - more) / (1 - most)).scatter(1, best, more).log()
+        return (probs * (1 - more) / (1 - most).clamp_min(1e-6)).scatter(1, best, more).log()
 
     monkeypatch.setattr(StepSampling, "_process", biased)
     settings = [s for s in SETTINGS if s["temperature"] == temperature]

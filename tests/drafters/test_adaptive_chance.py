@@ -27,13 +27,11 @@ from specdec.step import Step
 from specdec.target import Target
 from specdec.tree.static import StaticTree, chain
 
-from ..acceptance.joint import agreement, exact_joint
+from ..acceptance.joint import ALARM, PROMPT, agreement, exact_joint
 from ..models import make_model
 
-ALARM = 1e-8
 QUICK_ALARM = 1e-3  # far fewer draws
 VOCAB = 6
-PROMPT = [3, 1, 4]
 LENGTH = 4  # tokens of the joint
 PAIRS = 256
 TREES: dict[str, TreePolicy] = {"chain": chain(1), "static": StaticTree([[0], [1], [0, 0], [0, 1], [1, 0]])}
