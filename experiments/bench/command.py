@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from specdec.experiments.bench import curve, measure, ops, retrieval, rules, skip, step, tables
+from specdec.experiments.bench import accepted, curve, measure, ops, retrieval, rules, skip, step, tables
 from specdec.experiments.bench.grid import Cell, cells, step_cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
 from specdec.experiments.bench.op_runs import OPS
@@ -47,6 +47,8 @@ USAGE = f"""specdec bench: the kernels against their rivals, on this machine
   specdec bench rules [vocab=V,V] [batch=N,N] [nodes=N] [context=N] [temperature=T] [top_p=P] [seconds=S] [output=FILE]
                                     what every acceptance rule costs, over a verify pass of a 1B model; its shape:
                                     layers=N hidden=N mlp=N heads=N kv_heads=N
+  specdec bench accepted [target=NAME] [draft=NAME] [prompts=N] [tokens=N] [judges=N] [temperature=T] [output=FILE]
+                         [device=NAME]  what block and traversal accept of the very drafts that rejection judges
   specdec bench table FILE README   write a CPU's result into a README, between its markers [gpu=FILE]
 
 The decoding loop against transformers' own: python benchmarks/loop.py, in a checkout.
@@ -66,7 +68,8 @@ def bench(arguments: list[str]) -> None:
         return
     part, rest = arguments[0], arguments[1:]
     parts: dict[str, Callable[[list[str]], None]] = {"kernels": _kernels, "ops": _ops, "step": _step}
-    parts |= {"curve": _curve, "retrieval": _retrieval, "skip": _skip, "rules": _rules, "table": _table}
+    parts |= {"curve": _curve, "retrieval": _retrieval, "skip": _skip, "rules": _rules, "accepted": _accepted}
+    parts |= {"table": _table}
     if part not in parts:
         raise unknown("benchmark", part, parts)
     parts[part](rest)
@@ -217,6 +220,18 @@ def _rules(arguments: list[str]) -> None:
         measured = rules.measure_rules(settings, device, lambda what: progress.update(task, description=what))
     curve.write(measured, Path(settings.output))
     Console().print(rules.show(measured))
+    print(json.dumps({"output": settings.output, "rows": len(measured["rows"])}))
+
+
+def _accepted(arguments: list[str]) -> None:
+    settings = from_named(accepted.Settings, arguments)
+    with _progress() as progress:
+        task = progress.add_task("texts")
+        measured = accepted.measure_accepted(
+            settings, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    curve.write(measured, Path(settings.output))
+    Console().print(accepted.show(measured))
     print(json.dumps({"output": settings.output, "rows": len(measured["rows"])}))
 
 
