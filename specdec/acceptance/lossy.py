@@ -33,6 +33,8 @@ def deepest(tree: TokenTree, logits: Tensor, sampling: StepSampling, fits: Calla
         path = tokens_to(tree, node, reached[:, place]) if place else tree.tokens[:, :0]
         probs = sampling.probs(logits[:, place], path)  # [B, V]
         best[:, place] = probs.argmax(-1)
+        if not sampling.at_once and not (tree.parents == place).any():
+            continue
         fitting = (fits(probs) & (probs > 0)).gather(1, tree.tokens)  # [B, N]
         following = (tree.parents == place) & reached[:, place, None] & fitting
         reached = reached | following
