@@ -130,6 +130,23 @@ def compare_with_plain(
     return ties
 
 
+def test_ties_are_told_from_mistakes() -> None:
+    """Of two tokens with the same scores either may come, in float32; no other one may."""
+    for dtype in (torch.float32, torch.float64):
+        model = make_model_of(dtype)
+        with torch.no_grad():
+            model.lm_head.weight[1::2] = model.lm_head.weight[::2]  # [V, H]
+        requests = make_requests("greedy", [9, 9, 9], seed=0)
+        plain = run(Target(model), NoDrafter(), requests, slots=3)
+        tied, wrong = ([*plain[:2], [*plain[2][:5], plain[2][5] + more, *plain[2][6:]]] for more in (1, 2))
+        assert count_ties(model, requests, plain, plain) == 0
+        if dtype == torch.float32:
+            assert count_ties(model, requests, plain, tied) == 1
+        for texts in [wrong] if dtype == torch.float32 else [tied, wrong]:
+            with pytest.raises(AssertionError, match="differs at token 5"):
+                count_ties(model, requests, plain, texts)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_few_texts(method: str, tmp_path: Path) -> None:
     """One at a time, and through fewer slots than there are requests."""
