@@ -12,7 +12,7 @@ USAGE = """specdec: speculative decoding research
   specdec run from=DIR               repeat a finished run, and say whether it came out the same
   specdec train experiment=...       make a shipped model again, or one like it
   specdec export drafter=...         write a head or a draft model as another engine reads it
-  specdec report DIR...              write report.html of finished runs again
+  specdec report DIR...              write report.html of finished runs again; several side by side, and as one table
   specdec trace DIR...               write the pages of what `specdec run trace=html` recorded again
   specdec bench ...                  time the kernels against their rivals; `specdec bench` lists what there is
   specdec --version
@@ -109,18 +109,26 @@ def _report(arguments: list[str]) -> int:
     from pathlib import Path
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("specdec report DIR...   write report.html of finished runs again")
+        print("specdec report DIR...               write report.html of finished runs again; of several also")
+        print("                                    results.parquet and results.html, all of them side by side")
+        print("specdec report DIR... into=FOLDER   those two go there, and not where the runs are")
         return 0
-    folders = [Path(argument) for argument in arguments]
-    for folder in folders:
-        if not (folder / "summary.json").is_file():
-            begun = (folder / "config.yaml").is_file()
-            hint = f"finish it with: specdec run resume={folder}" if begun else "give a run's folder"
-            raise ValueError(f"{str(folder)!r} has no summary.json; {hint}")
-    from specdec.experiments.report import write_report
+    into = [argument.removeprefix("into=") for argument in arguments if argument.startswith("into=")]
+    folders = [Path(argument) for argument in arguments if not argument.startswith("into=")]
+    if not folders:
+        raise ValueError("into= was given and no run; give the folders of runs as well")
+    if len(folders) == 1 and not into and not (folders[0] / "multirun.yaml").is_file():
+        from specdec.experiments.report import read_finished, write_report
 
-    for folder in folders:
-        print(write_report(folder))
+        read_finished(folders[0])
+        print(write_report(folders[0]))
+        return 0
+    from specdec.experiments.report.joint import write_joint
+
+    written, problems = write_joint(folders, Path(into[-1]) if into else None)
+    print(*written, sep="\n")
+    for problem in problems:
+        print(f"specdec: {problem}", file=sys.stderr)
     return 0
 
 

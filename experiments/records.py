@@ -76,9 +76,14 @@ def write_lines(file: Path, rows: Iterable[Row]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
+    """Replace a file by a text, see `write_bytes`."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
     """Replace a file: a reader finds the old one or the new one, whole, also while others replace it."""
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     os.replace(temporary, file)
 
 

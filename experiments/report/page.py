@@ -37,12 +37,7 @@ def write_report(directory: Path) -> Path:
 
 def render(run: RunFiles) -> str:
     """The page. Everything that comes from a run is escaped; nothing is fetched, and no script runs."""
-    loader = jinja2.FileSystemLoader(FOLDER)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {name: getattr(text, name) for name in FILTERS}
-    environment.filters |= {name: getattr(machine_noise, name) for name in ("is_faster", "noise_words")}
+    environment = make_environment()
     methods = shown(run)
     winner = best(run.methods)
     shown_in_full = winner or next((m for m in run.methods if m["baseline"]), None) or next(iter(run.methods), None)
@@ -66,6 +61,17 @@ def render(run: RunFiles) -> str:
         facts=facts(run),
         parted=parted(run.summary),
     )
+
+
+def make_environment() -> jinja2.Environment:
+    """For this folder's templates: escapes what they are given, and knows the filters."""
+    loader = jinja2.FileSystemLoader(FOLDER)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {name: getattr(text, name) for name in FILTERS}
+    environment.filters |= {name: getattr(machine_noise, name) for name in ("is_faster", "noise_words")}
+    return environment
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:

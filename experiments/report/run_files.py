@@ -75,6 +75,19 @@ def read_run(directory: Path) -> RunFiles:
     return RunFiles(directory, _whole(summary), requests, config, provenance, config_text)
 
 
+def read_finished(directory: Path) -> RunFiles:
+    """Read a run that has its summary.
+
+    Raises:
+        ValueError: there is none, or a file is damaged.
+    """
+    if not (directory / "summary.json").is_file():
+        begun = (directory / "config.yaml").is_file()
+        hint = f"finish it with: specdec run resume={directory}" if begun else "give a run's folder"
+        raise ValueError(f"{str(directory)!r} has no summary.json; {hint}")
+    return read_run(directory)
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
