@@ -4,11 +4,12 @@ As in DFlash (arXiv 2602.06036) and JetSpec (arXiv 2606.18394): the head's cache
 from the target's hidden states as they come. The block's own rows go to the scratch places and are never committed.
 What comes out is a distribution for every depth, from which the tree grows, the likeliest paths first (DDTree, arXiv
 2604.12989), each node's corrected by the token before it where the head has a correction. A depth's likeliest tokens
-before the correction are a shortlist: no others are drafted, and theirs is the whole probability.
+before the correction are a shortlist: unless sampling looks at all tokens, no others are drafted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from specdec.attention import NAME, choose_backend
 from specdec.cache import CacheView, LayerShape, Places, TreeCache
 from specdec.core import DraftNeeds, TargetOutput, TreePolicy, Verdict
 from specdec.drafters.block_head import BlockHead
+from specdec.drafters.draft_model import fit_vocabulary
 from specdec.heads import bound
 from specdec.packing import pack_nodes
 from specdec.sampling import Among, DraftNoise
@@ -30,7 +32,8 @@ from specdec.tree.grow import Frontier, check_width, grow
 from specdec.tree.shallow import first_levels
 from specdec.tree.token_tree import TokenTree
 
-SHORTLIST = 256  # tokens of a depth that a tree is made of
+After = Callable[[int, Tensor], Tensor]  # logits [B, F, C] at a depth, behind tokens [B, F]
+SHORTLIST = 128  # tokens of a depth that a tree of the likeliest is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +160,26 @@ class Block:
             return TokenTree.roots(roots)
         policy = first_levels(self.policy, levels)
         hidden = self._run(state, roots, policy.depth)  # [B, K, H]
-        likely = self.head.shortlist(hidden, self._count, noise.vocab_size)
+        after, chooser = self._after(hidden, noise)
 
         def expand(frontier: Frontier) -> Tensor:
-            return likely.after(frontier.level, frontier.tokens)
+            return after(frontier.level, frontier.tokens)
 
-        root_logits = likely.after(0, roots.clamp_min(0)[:, None])[:, 0]  # [B, C]
-        return grow(policy, roots, root_logits, expand, Among(noise, likely.tokens)).tree
+        return grow(policy, roots, after(0, roots.clamp_min(0)[:, None])[:, 0], expand, chooser).tree
+
+    def _after(self, hidden: Tensor, noise: DraftNoise) -> tuple[After, DraftNoise | Among]:
+        """Who says what rows `[B, K, H]` make of a token, and who chooses among what it says."""
+        head = self.head
+        if noise.raw:
+            likely = head.shortlist(hidden, self._count, noise.vocab_size)
+            return likely.after, Among(noise, likely.tokens)
+        logits, gates = head.logits(hidden), head.gates(hidden)  # [B, K, V], [B, K, rank]
+
+        def after(level: int, tokens: Tensor) -> Tensor:
+            found = head.correct(logits[:, level, None], None if gates is None else gates[:, level, None], tokens)
+            return fit_vocabulary(found, noise.vocab_size).expand(-1, tokens.shape[1], -1)
+
+        return after, noise
 
     def _run(self, state: State, roots: Tensor, depth: int) -> Tensor:
         """A block that drafts `depth` tokens behind every text: `[B, depth, H]` of the rows that predict them."""

@@ -198,12 +198,13 @@ class BlockHead(nn.Module):
         others'.
         """
         logits, tokens = fit_vocabulary(self.logits(hidden), vocab_size).topk(count)  # [B, K, C]
-        wide = torch.promote_types(logits.dtype, torch.float32)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        levels = logits[:, :, None].unbind(1)
         if self.correction is None:
-            return Shortlist(tokens, logits.to(wide))
-        change = embedding(tokens, self.correction.after.weight).to(wide)  # [B, K, C, rank]
-        gates, before = self.correction.gates(hidden), self.correction.before.weight
-        return Shortlist(tokens, logits.to(wide), gates.to(wide), change, before)
+            return Shortlist(tokens, levels)
+        change = embedding(tokens, self.correction.after.weight).to(logits.dtype).transpose(2, 3)  # [B, K, rank, C]
+        gates = self.correction.gates(hidden).to(logits.dtype)[:, :, None]  # [B, K, 1, rank]
+        return Shortlist(tokens, levels, gates.unbind(1), change.unbind(1), self.correction.before.weight)
 
     def gates(self, hidden: Tensor) -> Tensor | None:
         """How much rows `[..., H]` let themselves be corrected: `[..., rank]`, for `correct`."""
@@ -243,25 +244,24 @@ class Shortlist:
 
     Attributes:
         tokens: `[B, K, C]` int64.
-        logits: `[B, K, C]`, before the correction, in float32 or better.
-        gates: `[B, K, rank]`, or None where nothing is corrected.
-        change: `[B, K, C, rank]`, rows of the correction's last matrix.
+        logits: of every depth `[B, 1, C]`, before the correction, in float32 or better.
+        gates: of every depth `[B, 1, rank]`; none where nothing is corrected.
+        change: of every depth `[B, rank, C]`, columns of the correction's last matrix.
         before: `[V, rank]`, its first one.
     """
 
     tokens: Tensor
-    logits: Tensor
-    gates: Tensor | None = None
-    change: Tensor | None = None
+    logits: Sequence[Tensor]
+    gates: Sequence[Tensor] = ()
+    change: Sequence[Tensor] = ()
     before: Tensor | None = None
 
     def after(self, level: int, tokens: Tensor) -> Tensor:
         """Logits `[B, F, C]` at this depth behind `tokens` `[B, F]`."""
-        logits = self.logits[:, level, None]  # [B, 1, C]
-        if self.gates is None or self.change is None or self.before is None:
-            return logits.expand(-1, tokens.shape[1], -1)
-        known = embedding(tokens, self.before) * self.gates[:, level, None]  # [B, F, rank]
-        return torch.baddbmm(logits, known, self.change[:, level].transpose(1, 2))
+        if self.before is None:
+            return self.logits[level].expand(-1, tokens.shape[1], -1)
+        known = embedding(tokens, self.before) * self.gates[level]  # [B, F, rank]
+        return torch.baddbmm(self.logits[level], known, self.change[level])
 
 
 class Correction(nn.Module):

@@ -35,6 +35,11 @@ class DraftNoise:
         """Whether all children are the most likely ones of logits as they are: nobody asks which token is which."""
         return self._sampler.raw
 
+    @property
+    def reads_paths(self) -> bool:
+        """Whether `choose` looks at paths: a penalty does. Else any tensor will do."""
+        return self._sampler.penalised
+
     def choose(
         self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False, replacement: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -8,6 +8,7 @@ own beginning, so what is kept is a tree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -49,7 +50,7 @@ class BestFirst:
     def grow(self, level: int, scores: Tensor) -> tuple[Tensor, Tensor]:
         """See TreePolicy: all candidates are kept for now, the best are expanded."""
         flat = scores.flatten(1)  # [B, F * K]
-        kept = torch.arange(flat.shape[1], device=flat.device).expand(len(flat), -1)
+        kept = _all(flat.shape[1], flat.device).expand(len(flat), -1)
         width = min(self.width or self.top_k, flat.shape[1])
         return kept, flat.topk(width, dim=-1).indices.sort(-1).values
 
@@ -59,3 +60,9 @@ class BestFirst:
             return None
         order = scores.sort(dim=-1, descending=True, stable=True).indices
         return order[:, : self.max_nodes - 1].sort(-1).values
+
+
+@cache  # a CUDA graph may hold what it gives
+def _all(count: int, device: torch.device) -> Tensor:
+    """`[count]` int64: 0, 1, ..."""
+    return torch.arange(count, device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from specdec.sampling import Among, DraftNoise
 from specdec.tree.token_tree import TokenTree
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Frontier:
     """Nodes to be expanded at one level.
 
@@ -22,13 +22,22 @@ class Frontier:
         level: their depth, 1 or more.
         tokens: `[B, F]` int64.
         parents: `[B, F]` int64, index of each one's parent in the frontier one level up.
-        path: `[B, F, level]` int64, tokens from below the root to each node.
+        above: the frontier one level up; None at level 1, below the root.
     """
 
     level: int
     tokens: Tensor
     parents: Tensor
-    path: Tensor
+    above: Frontier | None = None
+
+    @cached_property
+    def path(self) -> Tensor:
+        """`[B, F, level]` int64, tokens from below the root to each node."""
+        tokens = self.tokens[..., None]
+        if self.above is None:
+            return tokens
+        index = self.parents[..., None].expand(-1, -1, self.level - 1)
+        return torch.cat([self.above.path.gather(1, index), tokens], -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,7 @@ def _grow_fixed(
     replacement = draws_with_replacement(policy)
     logits = root_logits[:, None]  # [B, 1, V]
     path = roots.new_empty(batch, 1, 0)
+    frontier: Frontier | None = None
     tokens = [roots[:, None]]
     probs: list[tuple[Tensor, Tensor]] = []  # (frontier nodes, the distribution their children were drawn from)
     for level, stage in enumerate(stages):
@@ -137,8 +147,9 @@ def _grow_fixed(
         tokens.append(drawn.flatten(1)[:, stage.kept])  # [B, M]
         if len(stage.onward):
             onward = tokens[-1][:, stage.onward]  # [B, F']
-            path = torch.cat([path[:, stage.parents], onward[..., None]], -1)
-            logits = expand(Frontier(level + 1, onward, stage.parents.expand(batch, -1), path))
+            frontier = Frontier(level + 1, onward, stage.parents.expand(batch, -1), frontier)
+            logits = expand(frontier)
+            path = frontier.path if noise.reads_paths else path
     all_tokens = torch.where(live, torch.cat(tokens, 1), 0)  # [B, N]
     draft_probs = None
     if probs:
@@ -160,7 +171,8 @@ def _grow_ranked(
     logits = root_logits[:, None]  # [B, 1, V]
     path = roots.new_empty(batch, 1, 0)
     scores = root_logits.new_zeros(batch, 1, dtype=torch.float32)  # [B, F], log-probability of the frontier's paths
-    frontier = roots.new_zeros(batch, 1)  # [B, F], tree nodes of the frontier
+    nodes = roots.new_zeros(batch, 1)  # [B, F], tree nodes of the frontier
+    frontier: Frontier | None = None
     tokens, parents = [roots[:, None].clamp_min(0)], [roots.new_full((batch, 1), -1)]
     frontiers, count = [roots.new_empty(batch, 0)], 1
     node_scores: list[Tensor] = []
@@ -169,7 +181,7 @@ def _grow_ranked(
         assert log_probs is not None
         candidates = scores[..., None] + log_probs  # [B, F, K]
         kept, onward = policy.grow(level, candidates)
-        found = [drawn.flatten(1), frontier[..., None].expand_as(drawn).flatten(1), candidates.flatten(1)]
+        found = [drawn.flatten(1), nodes[..., None].expand_as(drawn).flatten(1), candidates.flatten(1)]
         if kept.shape[1] < found[0].shape[1]:
             found = [x.gather(1, kept) for x in found]  # [B, M]
         for rows, new in zip((tokens, parents, node_scores), found, strict=True):
@@ -178,11 +190,12 @@ def _grow_ranked(
             break
         onward_parents = kept.gather(1, onward) // drawn.shape[2]  # [B, F'], into the frontier
         onward_tokens, scores = found[0].gather(1, onward), found[2].gather(1, onward)
-        path = torch.cat([_rows(path, onward_parents), onward_tokens[..., None]], -1)
-        frontier = count + onward
-        frontiers.append(frontier)
+        nodes = count + onward
+        frontiers.append(nodes)
         count += kept.shape[1]
-        logits = expand(Frontier(level + 1, onward_tokens, onward_parents, path))
+        frontier = Frontier(level + 1, onward_tokens, onward_parents, frontier)
+        logits = expand(frontier)
+        path = frontier.path if noise.reads_paths else path
     run = torch.cat(frontiers, 1)  # [B, E], the nodes expanded, one after the other
     numbers = torch.arange(run.shape[1], device=roots.device).expand_as(run)
     all_tokens = torch.cat(tokens, 1)
@@ -196,17 +209,12 @@ def _prune(
     """Keep what the policy keeps and number it anew. All `[B, M]` with the root first; `scores` without it."""
     keep = policy.prune(scores)
     if keep is not None:
-        keep = torch.cat([torch.zeros_like(keep[:, :1]), keep + 1], 1)  # [B, N], the root first
+        keep = torch.nn.functional.pad(keep + 1, (1, 0))  # [B, N], the root first
         numbers = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-        renumber = torch.zeros_like(tokens).scatter(1, keep, numbers)
+        renumber = tokens.new_full((len(tokens), tokens.shape[1] + 1), -1).scatter_(1, keep + 1, numbers)  # by node + 1
         tokens, expanded, parents = tokens.gather(1, keep), expanded.gather(1, keep), parents.gather(1, keep)
-        parents = torch.where(parents < 0, -1, renumber.gather(1, parents.clamp_min(0)))
+        parents = renumber.gather(1, parents + 1)
     live = roots[:, None] >= 0  # [B, 1]
     sizes = live[:, 0].to(torch.int32) * tokens.shape[1]
     tokens, parents = torch.where(live, tokens, 0), torch.where(live, parents, -1)
     return Grown(TokenTree(tokens, parents.to(torch.int32), sizes), expanded)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """`x` `[B, F, E]` at `index` `[B, F']`: `[B, F', E]`."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -37,6 +37,7 @@ class TopK:
     """DraftNoise that takes the most likely tokens, and says it drew them if the policy's shape is fixed."""
 
     paths_seen: list[list[list[Text]]] = field(default_factory=list)
+    reads_paths: bool = True
 
     def choose(
         self, logits: Tensor, depth: int, count: int, path: Tensor, fixed: bool = False, replacement: bool = False
