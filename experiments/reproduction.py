@@ -29,6 +29,7 @@ def compare(before: RunFiles, now: RunFiles) -> Found:
     whole = before.summary["complete"] and now.summary["complete"]  # else a time limit left some out
     return {
         "reproduced": bool(both) and not (texts or lengths or (one_sided and whole)),
+        "went_on": any(run.provenance.get("earlier") for run in (before, now)),
         "requests": len(both),
         "one_sided": one_sided,
         "different_texts": texts,
@@ -94,6 +95,10 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         f"texts: {count - len(texts)} of {count} equal{_places(texts, 'new token')}",
         f"accepted lengths: {count - len(lengths)} of {count} equal{_places(lengths, 'step')}",
     ]
+    if lengths and found["went_on"]:
+        lines.append(
+            "one of the runs was stopped and went on: drafters that learn from earlier requests began anew there"
+        )
     if found["one_sided"]:
         where = [f"{_request(place)} only in {place['only_in']}" for place in found["one_sided"]]
         lines.append(f"requests of one run only: {told(where, SHOWN)}")

@@ -133,6 +133,17 @@ def test_speed_ups_agree_if_each_is_in_the_others_interval(finished, was, now, a
     assert ("ngram 1.20 -> 1.25" in "".join(shown)) == (agree is False)
 
 
+def test_that_a_run_went_on_is_told_where_accepted_lengths_differ(finished):
+    """A drafter that learns from earlier requests may then draft otherwise."""
+    now = read_run(finished)
+    now.provenance["earlier"] = [{}]
+    assert "began anew" not in "".join(sentences({"from": "x", **compare(read_run(finished), now)}))
+    change(finished, lambda row: row["accept_lengths"].append(1))
+    assert "began anew" in "".join(sentences({"from": "x", **compare(read_run(finished), now)}))
+    now.provenance.pop("earlier")
+    assert "began anew" not in "".join(sentences({"from": "x", **compare(read_run(finished), now)}))
+
+
 def test_uncommitted_changes_on_both_sides_are_told(finished):
     runs = [read_run(finished), read_run(finished)]
     for run in runs:
