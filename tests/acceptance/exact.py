@@ -72,6 +72,7 @@ class ExactSampling:
     raw = False
     at_once = False
     shared = False
+    reads_paths = True  # choices ask the models, and these read texts
 
     def __init__(self, choices: Choices):
         self._choices = choices
