@@ -3,13 +3,11 @@
 As in DFlash (arXiv 2602.06036) and JetSpec (arXiv 2606.18394): the head's cache holds the text's keys and values, made
 from the target's hidden states as they come. The block's own rows go to the scratch places and are never committed.
 What comes out is a distribution for every depth, from which the tree grows, the likeliest paths first (DDTree, arXiv
-2604.12989), each node's corrected by the token before it where the head has a correction. A depth's likeliest tokens
-before the correction are a shortlist: unless sampling looks at all tokens, no others are drafted.
+2604.12989), each node's corrected by the token before it where the head has a correction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +23,12 @@ from specdec.drafters.block_head import BlockHead
 from specdec.drafters.draft_model import fit_vocabulary
 from specdec.heads import bound
 from specdec.packing import pack_nodes
-from specdec.sampling import Among, DraftNoise
+from specdec.sampling import DraftNoise
 from specdec.target import Target
 from specdec.tree.best_first import BestFirst
 from specdec.tree.grow import Frontier, check_width, grow
 from specdec.tree.shallow import first_levels
 from specdec.tree.token_tree import TokenTree
-
-After = Callable[[int, Tensor], Tensor]  # logits [B, F, C] at a depth, behind tokens [B, F]
-SHORTLIST = 128  # tokens of a depth that a tree of the likeliest is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +72,7 @@ class Block:
             )
         self.backend = backend
         self.vocab_size, self.hidden_size = self.head.vocab_size, self.head.hidden_size
-        widest = check_width(self.policy, self.vocab_size)
-        self._count = min(max(SHORTLIST, widest), self.vocab_size)
+        check_width(self.policy, self.vocab_size)
         self.needs = DraftNeeds(self.policy.max_nodes, tuple(dict.fromkeys(self.head.hidden_layers)), on_device=True)
 
     def attach(self, target: Target) -> Block:
@@ -158,28 +152,20 @@ class Block:
         """Run the block, then grow a tree, of the policy's first `levels` if that is not None."""
         if levels == 0:
             return TokenTree.roots(roots)
-        policy = first_levels(self.policy, levels)
+        head, policy = self.head, first_levels(self.policy, levels)
         hidden = self._run(state, roots, policy.depth)  # [B, K, H]
-        after, chooser = self._after(hidden, noise)
+        logits, gates = head.logits(hidden), head.gates(hidden)  # [B, K, V], [B, K, rank]
+
+        def after(level: int, tokens: Tensor) -> Tensor:
+            """Logits `[B, F, V]` of nodes at this depth with these tokens `[B, F]`."""
+            found = head.correct(logits[:, level, None], None if gates is None else gates[:, level, None], tokens)
+            return fit_vocabulary(found, noise.vocab_size).expand(-1, tokens.shape[1], -1)
 
         def expand(frontier: Frontier) -> Tensor:
             return after(frontier.level, frontier.tokens)
 
-        return grow(policy, roots, after(0, roots.clamp_min(0)[:, None])[:, 0], expand, chooser).tree
-
-    def _after(self, hidden: Tensor, noise: DraftNoise) -> tuple[After, DraftNoise | Among]:
-        """Who says what rows `[B, K, H]` make of a token, and who chooses among what it says."""
-        head = self.head
-        if noise.raw:
-            likely = head.shortlist(hidden, self._count, noise.vocab_size)
-            return likely.after, Among(noise, likely.tokens)
-        logits, gates = head.logits(hidden), head.gates(hidden)  # [B, K, V], [B, K, rank]
-
-        def after(level: int, tokens: Tensor) -> Tensor:
-            found = head.correct(logits[:, level, None], None if gates is None else gates[:, level, None], tokens)
-            return fit_vocabulary(found, noise.vocab_size).expand(-1, tokens.shape[1], -1)
-
-        return after, noise
+        root_logits = after(0, roots.clamp_min(0)[:, None])[:, 0]
+        return grow(policy, roots, root_logits, expand, noise).tree
 
     def _run(self, state: State, roots: Tensor, depth: int) -> Tensor:
         """A block that drafts `depth` tokens behind every text: `[B, depth, H]` of the rows that predict them."""

@@ -11,19 +11,17 @@ arXiv 2607.05147).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import linear
 from transformers import PreTrainedModel, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding, rotate_half
 
 from specdec.attention import plugged_in
 from specdec.drafters.block_formats import DECODER, BlockConfig, read_foreign, write_foreign
-from specdec.drafters.draft_model import fit_vocabulary
 from specdec.drafters.layer_settings import check_settings, layer_settings, shape_of
 from specdec.heads import Export, begun, make_config, read_head, with_weights, write_head
 from specdec.loading import HEAD_KEY
@@ -191,21 +189,6 @@ class BlockHead(nn.Module):
         assert self.lm_head is not None
         return linear(hidden, self.lm_head)
 
-    def shortlist(self, hidden: Tensor, count: int, vocab_size: int) -> Shortlist:
-        """The `count` likeliest tokens, below `vocab_size`, of rows `[B, K, H]`, one for every depth.
-
-        A token that only the correction would make likely is not among them; its share of the probability is the
-        others'.
-        """
-        logits, tokens = fit_vocabulary(self.logits(hidden), vocab_size).topk(count)  # [B, K, C]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        levels = logits[:, :, None].unbind(1)
-        if self.correction is None:
-            return Shortlist(tokens, levels)
-        change = embedding(tokens, self.correction.after.weight).to(logits.dtype).transpose(2, 3)  # [B, K, rank, C]
-        gates = self.correction.gates(hidden).to(logits.dtype)[:, :, None]  # [B, K, 1, rank]
-        return Shortlist(tokens, levels, gates.unbind(1), change.unbind(1), self.correction.before.weight)
-
     def gates(self, hidden: Tensor) -> Tensor | None:
         """How much rows `[..., H]` let themselves be corrected: `[..., rank]`, for `correct`."""
         return None if self.correction is None else self.correction.gates(hidden)
@@ -236,32 +219,6 @@ class BlockHead(nn.Module):
         out = out[:, :, rows - self.depth :]  # [B, A, K, H]
         earlier = (anchors[..., None] + torch.arange(self.depth, device=device)).flatten(1)  # [B, A * K]
         return self.correct(self.logits(out), self.gates(out), tokens.gather(1, earlier).view(out.shape[:-1]))
-
-
-@dataclass(frozen=True, slots=True)
-class Shortlist:
-    """The likeliest tokens of every depth, and how the token before changes that (see `BlockHead.shortlist`).
-
-    Attributes:
-        tokens: `[B, K, C]` int64.
-        logits: of every depth `[B, 1, C]`, before the correction, in float32 or better.
-        gates: of every depth `[B, 1, rank]`; none where nothing is corrected.
-        change: of every depth `[B, rank, C]`, columns of the correction's last matrix.
-        before: `[V, rank]`, its first one.
-    """
-
-    tokens: Tensor
-    logits: Sequence[Tensor]
-    gates: Sequence[Tensor] = ()
-    change: Sequence[Tensor] = ()
-    before: Tensor | None = None
-
-    def after(self, level: int, tokens: Tensor) -> Tensor:
-        """Logits `[B, F, C]` at this depth behind `tokens` `[B, F]`."""
-        if self.before is None:
-            return self.logits[level].expand(-1, tokens.shape[1], -1)
-        known = embedding(tokens, self.before) * self.gates[level]  # [B, F, rank]
-        return torch.baddbmm(self.logits[level], known, self.change[level])
 
 
 class Correction(nn.Module):

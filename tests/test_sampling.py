@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
-from specdec.sampling import Among, Sampler, SamplingParams, StepSampling, as_params
+from specdec.sampling import Sampler, SamplingParams, StepSampling, as_params
 from specdec.tree.token_tree import TokenTree
 
 from .chance import chi_square
@@ -398,30 +398,18 @@ def test_fixed_children_are_the_most_likely() -> None:
         assert torch.allclose(scores[:, 0], logits.log_softmax(-1).topk(3).values, atol=1e-6)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("fixed", [True, False])
-def test_among_a_few_tokens_is_as_if_the_others_were_ruled_out(fixed: bool, shared: bool) -> None:
-    """Two slots, three nodes each at depth 1, with other tokens in every slot and at every depth."""
-    now = step(many(2)).draft_noise(shared)
-    among = torch.stack([torch.randperm(VOCAB, generator=torch.Generator().manual_seed(i))[:5] for i in range(4)])
-    among, logits = among.view(2, 2, 5), logits_like(2, 3)  # [B, depths, C], [B, F, V]
-    ids = among[:, 1, None].expand(-1, 3, -1)  # [B, F, C]
-    masked = torch.full_like(logits, float("-inf")).scatter(-1, ids, logits.gather(-1, ids))
-    found = Among(now, among).choose(logits.gather(-1, ids), 1, 3, no_path(2, 3), fixed=fixed)
-    wanted = now.choose(masked, 1, 3, no_path(2, 3), fixed=fixed)
-    assert torch.equal(found[0], wanted[0])
-    assert (found[1] is None) == (wanted[1] is None) == (not fixed)
-    assert found[1] is None or wanted[1] is None or torch.allclose(found[1], wanted[1], atol=1e-6)
-    assert found[2] is None
-
-
 @pytest.mark.parametrize(
-    ("settings", "raw", "reads_paths"),
-    [({}, True, False), ({"temperature": 1.0}, False, False), ({"repetition_penalty": 1.5}, False, True)],
+    ("settings", "reads_paths"), [({}, False), ({"temperature": 1.0}, False), ({"repetition_penalty": 1.5}, True)]
 )
-def test_what_drafters_may_leave_out(settings: dict[str, Any], raw: bool, reads_paths: bool) -> None:
+def test_who_reads_paths(settings: dict[str, Any], reads_paths: bool) -> None:
+    """Where nobody does, any tensor may stand for them."""
     now = step(make_sampler(SamplingParams(), SamplingParams(**settings))).draft_noise(shared=True)
-    assert (now.raw, now.reads_paths) == (raw, reads_paths)
+    assert now.reads_paths == reads_paths
+    logits, path = logits_like(2, 3), torch.tensor([[[4], [2], [0]], [[1], [1], [3]]])  # [B, F, V], [B, F, 1]
+    wanted = now.choose(logits, 1, 3, path, fixed=True)
+    if not reads_paths:
+        found = now.choose(logits, 1, 3, no_path(2), fixed=True)
+        assert torch.equal(found[0], wanted[0])
 
 
 def test_greedy_beside_sampled_drafts() -> None:

@@ -4,10 +4,9 @@
 far. `StepSampling` is the sampler at one step: rules draw the target's tokens with it, drafters theirs (`DraftNoise`).
 """
 
-from specdec.sampling.among import Among
 from specdec.sampling.draft import DraftNoise
 from specdec.sampling.params import SamplingParams, as_params
 from specdec.sampling.sampler import Sampler
 from specdec.sampling.step import StepSampling
 
-__all__ = ["Among", "DraftNoise", "Sampler", "SamplingParams", "StepSampling", "as_params"]
+__all__ = ["DraftNoise", "Sampler", "SamplingParams", "StepSampling", "as_params"]

@@ -31,11 +31,6 @@ class DraftNoise:
         return self._sampler.vocab_size
 
     @property
-    def raw(self) -> bool:
-        """Whether all children are the most likely ones of logits as they are: nobody asks which token is which."""
-        return self._sampler.raw
-
-    @property
     def reads_paths(self) -> bool:
         """Whether `choose` looks at paths: a penalty does. Else any tensor will do."""
         return self._sampler.penalised

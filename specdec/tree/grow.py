@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specdec.core import TreePolicy, draws_with_replacement
-from specdec.sampling import Among, DraftNoise
+from specdec.sampling import DraftNoise
 from specdec.tree.token_tree import TokenTree
 
 
@@ -52,7 +52,7 @@ class Grown:
 Expand = Callable[[Frontier], Tensor]  # the drafter's logits [B, F, V] after every node of a frontier
 
 
-def grow(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise | Among) -> Grown:
+def grow(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise) -> Grown:
     """Draft a tree for every slot.
 
     Args:
@@ -76,11 +76,8 @@ def count_expanded(policy: TreePolicy) -> int:
     return total - 1
 
 
-def check_width(policy: TreePolicy, tokens: int) -> int:
+def check_width(policy: TreePolicy, tokens: int) -> None:
     """Look whether a drafter that knows `tokens` tokens can give every node the children the policy wants.
-
-    Returns:
-        The most children of a node.
 
     Raises:
         ValueError: it cannot.
@@ -91,7 +88,6 @@ def check_width(policy: TreePolicy, tokens: int) -> int:
             f"the tree drafts {widest} children a node; {tokens} tokens can be drafted here, so give a tree that "
             f"drafts at most {tokens}"
         )
-    return widest
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +124,7 @@ def _fixed_shape(policy: TreePolicy, device: torch.device) -> tuple[list[_Stage]
     return stages, tree, torch.tensor([expanded], device=device)
 
 
-def _grow_fixed(
-    policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise | Among
-) -> Grown:
+def _grow_fixed(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise) -> Grown:
     """Only the tokens are new at every step; children may be drawn, and what they were drawn from is kept."""
     stages, shape, expanded = _fixed_shape(policy, roots.device)
     batch, live = len(roots), roots[:, None] >= 0  # [B, 1]
@@ -163,9 +157,7 @@ def _grow_fixed(
     return Grown(tree, expanded.expand(batch, -1))
 
 
-def _grow_ranked(
-    policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise | Among
-) -> Grown:
+def _grow_ranked(policy: TreePolicy, roots: Tensor, root_logits: Tensor, expand: Expand, noise: DraftNoise) -> Grown:
     """The shape depends on how likely the tokens are, so nothing is drawn."""
     batch = len(roots)
     logits = root_logits[:, None]  # [B, 1, V]

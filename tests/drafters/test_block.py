@@ -156,56 +156,6 @@ def test_the_text_is_the_targets(
         assert torch.equal(write(drafter), expected)
 
 
-@pytest.mark.parametrize("name", HEADS)
-@torch.inference_mode()
-def test_a_shortlist_is_the_likeliest_tokens_as_they_would_be_corrected(model: PreTrainedModel, name: str) -> None:
-    head = bound(make_head("block", Target(model), depth=K, **HEADS[name]), Target(model))
-    hidden = torch.randn(3, K, head.hidden_size, dtype=torch.float64)
-    likely = head.shortlist(hidden, 7, VOCAB)
-    logits, gates = head.logits(hidden), head.gates(hidden)
-    assert torch.equal(likely.tokens, logits.topk(7).indices)
-    tokens = torch.tensor([[4, 4], [0, VOCAB - 1], [9, 3]])  # [B, F]
-    for level in range(K):
-        row = None if gates is None else gates[:, level, None]
-        whole = head.correct(logits[:, level, None].expand(-1, 2, -1), row, tokens)  # [B, F, V]
-        wanted = whole.gather(-1, likely.tokens[:, level, None].expand(-1, 2, -1))
-        assert torch.allclose(likely.after(level, tokens), wanted)
-
-
-@pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
-def test_greedy_drafts_are_of_the_shortlist(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, acceptance: str
-) -> None:
-    """As long as the widest node has children, no longer: the text is the target's all the same."""
-    monkeypatch.setattr("specdec.drafters.block.SHORTLIST", 1)
-    drafter = Block(make_head("block", Target(model), depth=K), StaticTree([[0], [1], [2], [0, 0], [1, 0]]))
-    short: list[Tensor] = []
-    shortlist, trees = BlockHead.shortlist, []
-
-    def watched(*given: Any) -> Any:
-        found = shortlist(*given)
-        short.append(found.tokens)  # [B, K, C]
-        return found
-
-    def decide(self: Step, tree: TokenTree, *given: Any) -> Any:
-        trees.append(tree)
-        return decided(self, tree, *given)
-
-    decided = Step.decide
-    monkeypatch.setattr(BlockHead, "shortlist", watched)
-    monkeypatch.setattr(Step, "decide", decide)
-    ids, mask, _ = ragged_batch((6, 1, 12))
-    text = specdec.generate(model, ids, mask, drafter=drafter, acceptance=acceptance, max_new_tokens=20).sequences
-    assert len(trees) == len(short) > 0
-    for tree, tokens in zip(trees, short, strict=True):
-        assert tokens.shape[2] == 3
-        for b in (tree.sizes > 0).nonzero()[:, 0].tolist():
-            for node in range(1, tree.max_nodes):
-                assert tree.tokens[b, node] in tokens[b, int(tree.depths[b, node]) - 1]
-    plain = specdec.generate(model, ids, mask, drafter="none", acceptance=acceptance, max_new_tokens=20).sequences
-    assert torch.equal(text, plain)
-
-
 def test_what_is_saved_comes_back(model: PreTrainedModel, tmp_path: Path) -> None:
     head = make_head("block", Target(model), depth=K)
     head.save(tmp_path)
