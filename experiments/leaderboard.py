@@ -64,12 +64,14 @@ def _sentence(methods: Sequence[Mapping[str, Any]], categories: Sequence[str]) -
     for category in categories:
         chosen.setdefault(_either(best(methods, category)), []).append(category)
     nowhere = chosen.pop("", [])
+    overall = best(methods, OVERALL)
+    if not chosen and overall:
+        return f"Recommended: over all, {_either(overall)}; too few prompts a category to say more."
     if not chosen:
         return "Recommended: no drafter; none is faster than plain decoding beyond chance and this machine's noise."
     parts = [f"{names} for {_list(those, 'and')}" for names, those in chosen.items()]
     if nowhere:
         parts.append(f"none for {_list(nowhere, 'and')}, where nothing is faster beyond chance and noise")
-    overall = best(methods, OVERALL)
     whole = f"; over all, {_either(overall)}" if overall and (len(chosen) > 1 or nowhere) else ""
     return f"Recommended: {'; '.join(parts)}{whole}."
 
@@ -98,8 +100,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "",
         "In a cell: tokens per second over plain decoding's on the same prompts, with a 95 % bootstrap interval over "
         "prompts; how far plain decoding, measured twice, is away from itself; and the mean accepted length (pooled, "
-        "the target's own token included). Bold: above 1 with its whole interval and beyond the noise. None: neither "
-        "faster nor slower could be shown.",
+        "the target's own token included). Bold: above 1 with its whole interval and beyond the noise. Not shown: "
+        "neither faster nor slower could be shown, beside chance and the noise.",
     ]
     lines += [f"\nNote: {note}" for note in summary["notes"]]
     return "\n".join(lines) + "\n"
@@ -127,7 +129,7 @@ def show_leaderboard(console: Console, summary: Mapping[str, Any]) -> None:
             table.add_row("noise", *[percent(part["speedup"]["noise"]) if part else "-" for part in parts], style="dim")
     console.print(table)
     console.print(
-        "Bold: above 1 with its whole 95 % interval and beyond the noise, which is how far plain decoding, measured "
+        "*: above 1 with its whole 95 % interval and beyond the noise, which is how far plain decoding, measured "
         "twice, is away from itself. ~: neither faster nor slower could be shown.",
         style="dim",
     )
@@ -141,9 +143,10 @@ def _short_cell(part: Part | None) -> Text:
     found, accepted = part["speedup"], _number(part["metrics"]["mean_accepted_length_pooled"], ".2f")
     if found is None:
         return Text(f"1\n{accepted}")
-    ratio = f"{'~' * is_none(found)}{_number(found['ratio'], '.2f')}"
+    faster = is_faster(found)
+    ratio = f"{'~' * is_none(found)}{_number(found['ratio'], '.2f')}{'*' * faster}"
     label = found["label"] if found["label"] != AGAIN else ""
-    return Text.assemble((ratio, "bold" if is_faster(found) else ""), f"\n{accepted}", f"\n{label}" * bool(label))
+    return Text.assemble((ratio, "bold" if faster else ""), f"\n{accepted}", f"\n{label}" * bool(label))
 
 
 def _cell(part: Part | None) -> str:

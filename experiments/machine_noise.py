@@ -57,9 +57,10 @@ def percent(noise: float | None) -> str:
 
 
 def noise_words(found: Mapping[str, Any]) -> str:
-    """What stands beside a speed-up: `noise ±3.1 %`, `none: noise ±3.1 %`; nothing where noise was not measured."""
+    """What stands beside a speed-up: `noise ±3.1 %`, `not shown: noise ±3.1 %`, where it is
+    neither faster nor slower; nothing where noise was not measured."""
     noise = found.get("noise")
     if noise is None or found["ratio"] is None:
         return ""
     words = f"noise {percent(noise)}"
-    return f"none: {words}" if is_none(found) and found.get("label") != AGAIN else words
+    return f"not shown: {words}" if is_none(found) and found.get("label") != AGAIN else words

@@ -104,10 +104,12 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"requests of one run only: {told(where, SHOWN)}")
     if found["speedups"]:
         words = [f"{_speedup(pair)} {pair['from']['ratio']:.2f} -> {pair['now']['ratio']:.2f}" for pair in apart]
-        within = f"{len(timed) - len(apart)} of {len(timed)} within both 95 % intervals"
-        alone = len(found["speedups"]) - len(timed)
-        lines.append(f"speed-ups: {within}{f', {alone} of a single prompt' * bool(alone)}{_colon(words)}")
-    return [*lines, f"where they come from: {told(found['provenance'], 2 * SHOWN) or 'nothing differs'}"]
+        parts = [f"{len(timed) - len(apart)} of {len(timed)} agree"] if timed else []
+        parts += [f"not: {told(words, SHOWN)}"] if words else []
+        if alone := len(found["speedups"]) - len(timed):
+            parts.append(f"{alone} cell{'s' * (alone > 1)} had one prompt and no interval")
+        lines.append(f"speed-ups: {'; '.join(parts)}")
+    return [*lines, f"commit, versions, machine: {told(found['provenance'], 2 * SHOWN) or 'the same'}"]
 
 
 def _places(places: Sequence[Mapping[str, Any]], what: str) -> str:

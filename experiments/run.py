@@ -138,7 +138,8 @@ def _summary(
     cut = {r["question_id"] for r in rows if r["cut_tokens"]}
     notes = []
     if len(rows) < total:
-        notes.append(f"{len(rows)} of {total} requests were served before the time limit of measure.time_limit")
+        limit = f"the time limit of {config.measure.time_limit} s"
+        notes.append(f"{len(rows)} of {total} requests were served before {limit}; measure.time_limit=null serves all")
     if cut:
         notes.append(f"prompts longer than the target's positions were cut from the left: {len(cut)}")
     return without_nan(

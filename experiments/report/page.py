@@ -91,7 +91,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         ("Memory bandwidth, measured", text.large(environment.get("peak_bandwidth"), "B/s")),
         (
             "Prompts",
-            f"{data.get('name')}, {data.get('count')} questions, sha256 {data.get('sha256')}" if data else None,
+            f"{data.get('name')}, {data.get('count')} questions chosen, sha256 {data.get('sha256')}" if data else None,
         ),
         ("Starts", len(origin.get("earlier") or []) + 1 if origin else None),
     ]

@@ -76,7 +76,7 @@ def test_noise_is_how_far_plain_decoding_is_from_itself(found, noise) -> None:
 def test_what_is_a_speed_up(found, faster, none) -> None:
     assert is_faster(found) is faster
     assert is_none(found) is none
-    assert noise_words(found).startswith("none: ") == (none and found["noise"] is not None)
+    assert noise_words(found).startswith("not shown: ") == (none and found["noise"] is not None)
 
 
 def test_noise_is_of_the_same_questions_and_the_same_baseline() -> None:
@@ -110,6 +110,8 @@ def test_one_drafter_for_all_and_none_for_any() -> None:
     assert recommendations(summary(b=slow)) == [
         "Recommended: no drafter; none is faster than plain decoding beyond chance and this machine's noise."
     ]
+    few = both(speedup(2.0, None), speedup(1.05), speedup(2.0))  # one prompt of code, and prose within the noise
+    assert recommendations(summary(a=few)) == ["Recommended: over all, a; too few prompts a category to say more."]
     many = {name: both(*[speedup(2.0)] * 3) for name in "abcde"}
     assert recommendations(summary(**many)) == ["Recommended: e, d, c or 2 more for code and prose."]
 
@@ -130,7 +132,7 @@ def test_every_speed_up_has_its_words_beside_it() -> None:
         line for line in text.splitlines() if line.startswith(("| good", "| broken", "| none_again"))
     )
     assert "**2.00x** [1.98, 2.02]<br>noise ±5.0 %<br>2.00 accepted" in good
-    assert "| 1.05x [1.03, 1.07]<br>none: noise ±10 %<br>" in good
+    assert "| 1.05x [1.03, 1.07]<br>not shown: noise ±10 %<br>" in good
     assert "10/80/5/3/2" in good
     assert broken.count("failed check") == 3
     assert "**" not in broken + again
@@ -141,6 +143,8 @@ def test_every_speed_up_has_its_words_beside_it() -> None:
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert "~1.05" in shown
+    assert "2.00*" in shown
+    assert shown.count("*") == 3  # code, over all, and the legend
     assert shown.count("failed") == 3
     assert "Recommended: good for code;" in shown
 

@@ -127,9 +127,13 @@ def test_speed_ups_agree_if_each_is_in_the_others_interval(finished, was, now, a
     assert [pair["agree"] for pair in found["speedups"]] == ([] if agree == "absent" else [agree])
     assert found["reproduced"]
     shown = [line for line in sentences({"from": "x", **found}) if line.startswith("speed-ups: ")]
-    expected = {True: "1 of 1 within", False: "0 of 1 within", None: "0 of 0 within both 95 % intervals, 1 of a single"}
+    expected = {
+        True: "speed-ups: 1 of 1 agree",
+        False: "speed-ups: 0 of 1 agree; not: ngram ",
+        None: "speed-ups: 1 cell had one prompt and no interval",
+    }
     assert len(shown) == (agree != "absent")
-    assert all(expected[agree] in line for line in shown)
+    assert all(line.startswith(expected[agree]) for line in shown)
     assert ("ngram 1.20 -> 1.25" in "".join(shown)) == (agree is False)
 
 
@@ -150,7 +154,11 @@ def test_uncommitted_changes_on_both_sides_are_told(finished):
         run.provenance["git"] = {"commit": "abc", "dirty": True}
     assert compare(*runs)["provenance"] == ["git: both had uncommitted changes, which may differ"]
     runs[0].provenance["git"]["dirty"] = False
-    assert compare(*runs)["provenance"] == ["git.dirty: false -> true"]
+    found = {"from": "x", **compare(*runs)}
+    assert found["provenance"] == ["git.dirty: false -> true"]
+    assert sentences(found)[-1] == "commit, versions, machine: git.dirty: false -> true"
+    runs[1].provenance["git"]["dirty"] = False
+    assert sentences({"from": "x", **compare(*runs)})[-1] == "commit, versions, machine: the same"
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,9 @@ def test_the_time_limit_ends_with_a_whole_question(specdec_run, monkeypatch):
     assert (
         len({Counter(r["method"] for r in read_rows(directory / "requests.jsonl"))[m] for m in ("none", "ngram")}) == 1
     )
-    assert "time limit" in summary["notes"][0]
+    assert "before the time limit of 1 s; measure.time_limit=null serves all" in summary["notes"][0]
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    assert f"{summary['questions']} of {len(QUESTIONS)} questions" in page
 
 
 def test_a_stopped_run_goes_on_where_it_was(specdec_run, monkeypatch, capsys):
