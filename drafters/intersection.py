@@ -42,8 +42,8 @@ class Intersection(Universal):
         backend: of the draft model's attention.
 
     Attributes:
-        own: `[V]` int64, for every token of the target the draft model's token of the same text, -1 for none. None
-            before it is attached to a target.
+        own: `[V]` int64, for every token of the target the draft model's token of the same text, -1 for none; on the
+            draft model's device. None before it is attached to a target.
 
     Raises:
         ValueError: see Universal.
@@ -84,8 +84,9 @@ class Intersection(Universal):
                 "another draft model"
             )
         check_width(self.policy, len(shared))
-        made.own = torch.full((size,), -1)
-        made.own[list(shared)] = torch.tensor(list(shared.values()))
+        own = torch.full((size,), -1)
+        own[list(shared)] = torch.tensor(list(shared.values()))
+        made.own = own.to(self.model.device)
         return made
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> State:
@@ -104,8 +105,8 @@ class Intersection(Universal):
         if levels == 0:
             return TokenTree.roots(roots)
         assert self.own is not None
+        own = self.own
         live, logits = self._after_texts(state)
-        own = self.own.to(state.model.device)
         run = run_levels(state.model, live, count_expanded(self.policy))
 
         def fit(drafted: Tensor) -> Tensor:

@@ -7,16 +7,19 @@ same however long the text. What this gets wrong costs accepted tokens, never th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
+
+from specdec import loading
 
 SLACK = 8  # tokens that may be others because the text before them was cut off
 CHARACTER = 4  # most tokens, a byte each, of one character
 LEADS = ("\n", "a", ".")  # texts that few tokens span together with words after them
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token for one byte, where tokens are pieces of text
 UNFINISHED = "\ufffd"  # what tokenizers write for bytes that are no character, or not yet
+_WORDS: dict[tuple[bytes, frozenset[int], int], dict[str, int]] = {}  # of every tokenizer and size asked for
 
 
 class Codec:
@@ -37,12 +40,18 @@ class Codec:
         starts = range(min(CHARACTER, len(tokens)))
         return next((tokens[i:] for i in starts if not self.text(tokens[i:]).startswith(UNFINISHED)), tokens)
 
-    def words(self, size: int) -> dict[str, int]:
+    def words(self, size: int) -> Mapping[str, int]:
         """The tokens below `size` that are text by themselves, by that text, as it is in the midst of others.
 
         Of several for one text, as where characters have tokens beside those of their bytes, it is the first that
-        stands for no byte.
+        stands for no byte. A vocabulary is decoded once.
         """
+        key = (loading.fingerprint(self._tokenizer), self.special, size)
+        if key not in _WORDS:
+            _WORDS[key] = self._decode_words(size)
+        return _WORDS[key]
+
+    def _decode_words(self, size: int) -> dict[str, int]:
         lead = self.tokens("a")
         before = self.text(lead)
         count = min(size, len(self._tokenizer))

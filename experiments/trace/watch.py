@@ -72,6 +72,11 @@ class WatchedNoise(DraftNoise):
         super().__init__(noise._step, noise.shared)
         self._clock, self._heard = clock, heard
 
+    @property
+    def reads_paths(self) -> bool:
+        """See DraftNoise: what is heard is remembered by them."""
+        return True
+
     def choose(self, logits: Tensor, depth: int, count: int, path: Tensor, *settings: Any, **named: Any) -> Any:
         """See DraftNoise."""
         chosen = super().choose(logits, depth, count, path, *settings, **named)

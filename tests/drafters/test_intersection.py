@@ -17,6 +17,7 @@ from specdec.acceptance.rejection import Rejection
 from specdec.acceptance.traversal import Traversal
 from specdec.core import AcceptanceRule, TreePolicy
 from specdec.decode import decode
+from specdec.drafters import translation
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.intersection import Intersection
 from specdec.drafters.translation import Codec
@@ -86,6 +87,28 @@ def test_a_character_is_not_the_token_of_its_byte() -> None:
     assert names == ["e", "<0x09>"]
     assert set(words.values()) <= set(range(len(tokenizer("pieces"))))
     assert max(pieces.words(300).values()) < 300
+
+
+def test_a_vocabulary_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tokenizers of the same words; not where more of the tokens count, or other ones are special."""
+    decoded: list[int] = []
+
+    def count(self: Codec, size: int, decode: Any = Codec._decode_words) -> Any:
+        decoded.append(size)
+        return decode(self, size)
+
+    monkeypatch.setattr(translation, "_WORDS", {})
+    monkeypatch.setattr(Codec, "_decode_words", count)
+    first, again = (lettered("abcdef", "xfbzea", make_model(vocab_size=VOCAB)) for _ in range(2))
+    assert decoded == [VOCAB] * 2  # the target's and the draft model's
+    assert first.own is not None
+    assert again.own is not None
+    assert first.own.tolist() == again.own.tolist() == [5, 2, -1, -1, 4, 1]
+    special = letters("abcdef")
+    special.add_special_tokens({"eos_token": "a"})
+    assert Codec(letters("abcdef")).words(2) == {"a": 0, "b": 1}
+    assert "a" not in Codec(special).words(2)
+    assert len(decoded) == 4
 
 
 # --- what is drafted

@@ -6,11 +6,12 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdec import decode
 from specdec.core import DraftNeeds, Verdict
@@ -20,10 +21,13 @@ from specdec.engine import Engine, serve
 from specdec.experiments.trace.make import trace_text
 from specdec.experiments.trace.record import Trace, read_traces, write_traces
 from specdec.experiments.trace.watch import Clock, WatchedStep
+from specdec.partial import with_layers
 from specdec.request import Request
 from specdec.sampling import SamplingParams
+from specdec.target import Target
 from specdec.tree.token_tree import TokenTree
 
+from ...drafters.test_contract import build_drafter
 from .made import PROMPT, models, real_trace
 
 TARGET, DRAFT, TOKENIZER = models()
@@ -104,8 +108,13 @@ def test_draft_probabilities_are_those_children_were_drawn_from() -> None:
 @cache
 @torch.no_grad()
 def judged(model: Any, sampling: SamplingParams, text: tuple[int, ...]) -> Tensor:
-    """`[V]`: by a plain forward of the text, transformers' own warpers, and the penalty written out."""
-    scores = model(torch.tensor([list(text)])).logits[0, -1].float()
+    """`[V]`: by a plain forward of the text."""
+    return processed(model(torch.tensor([list(text)])).logits[0, -1], sampling, text)
+
+
+def processed(logits: Tensor, sampling: SamplingParams, text: tuple[int, ...]) -> Tensor:
+    """Logits `[V]` after a text to probabilities: transformers' own warpers, and the penalty written out."""
+    scores = logits.float()
     seen = torch.tensor(sorted(set(text)))
     penalty = sampling.repetition_penalty
     scores[seen] = torch.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
@@ -143,6 +152,53 @@ def test_what_is_recorded_is_what_the_models_say(name: str) -> None:
         drafted += len(step.drafted)
     assert drafted > 3
     assert text == (*IDS, *trace.ids)
+
+
+@torch.no_grad()
+def predicted(head: Any, text: tuple[int, ...], path: tuple[int, ...]) -> Tensor:
+    """`[V]`: what a head is trained to say after `path` behind a text, whose last token is the root."""
+    target = Target(TARGET, hidden_layers=head.hidden_layers)
+    target.open(1, len(text))
+    rest = head.depth + 2
+    hidden = {layer: pad(x, (0, 0, 0, rest)) for layer, x in target.prefill([0], [text[:-1]]).hidden.items()}
+    tokens = torch.tensor([[*text, *path, *[0] * (rest - 1 - len(path))]])
+    said: Tensor = head.predict(tokens, hidden, torch.tensor([[len(text) - 1]]))[0, 0, len(path)]
+    return said
+
+
+SAMPLINGS = {"greedy": GREEDY, "penalised": WARM, "sampled": SamplingParams(temperature=0.4, seed=2)}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("name", ["block", "draft_model", "eagle", "early_exit", "hydra", "intersection", "medusa"])
+def test_what_drafters_say_is_heard(name: str, sampling: SamplingParams) -> None:
+    """At every node, as a plain forward or the head's `predict` says it; and it changes neither text nor trees."""
+    request = make_request(sampling, max_new_tokens=8)
+    engine = Engine(TARGET, build_drafter(name, DRAFT if name == "draft_model" else TARGET), None, "coupled")
+    (expected,), stats = serve(engine, [request])
+    trace = make_trace(engine, request)
+    assert trace.ids == expected
+    assert [step.kept for step in trace.steps] == stats.requests[0].accept_lengths
+    models = {"draft_model": DRAFT, "early_exit": with_layers(TARGET, [0])}
+    text, heard = (*IDS, trace.first), 0
+    for step in trace.steps:
+        paths: list[tuple[int, ...]] = []
+        for node, (token, parent) in enumerate(zip(step.tokens, step.parents, strict=True)):
+            paths.append(() if parent < 0 else (*paths[parent], token))
+            if node == 0:
+                continue
+            before, said = (*text, *paths[parent]), step.draft[node]
+            if name == "intersection":  # of the tokens that are shared: see its own tests
+                assert said is not None
+                assert 0 < said <= 1
+            elif name in models:
+                assert (said or 0) == pytest.approx(float(judged(models[name], sampling, before)[token]), abs=1e-5)
+            else:
+                probs = processed(predicted(cast(Any, engine.drafter).head, text, paths[parent]), sampling, before)
+                assert (said or 0) == pytest.approx(float(probs[token]), abs=1e-5)
+            heard += bool(said)
+        text += (*step.emitted,)
+    assert heard > len(trace.steps)
 
 
 @pytest.mark.parametrize("drafter", ["ngram", "lookahead", "hybrid", "none"])
