@@ -19,6 +19,7 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n > 8 ? 8 : n )))
 ARGS ?=
 
 , := ,
+hint = @echo "For python and specdec in this shell: source $(VENV)/bin/activate"
 say = @printf '\n\033[1m==> %s\033[0m\n' "$(1)"
 
 # PYTHON=/path/to/python names one; otherwise the first of the usual names that is new enough.
@@ -43,6 +44,7 @@ help: ## show this list
 ##@ Use
 .PHONY: install demo bench
 install: $(VENV)/.installed ## create .venv with everything pinned (1-3 minutes, 2 GB; at once when up to date)
+	$(if $(filter install,$(MAKECMDGOALS)),$(hint))
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call say,Installing specdec and its pinned dependencies into $(VENV): 1 to 3 minutes)
@@ -53,6 +55,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## plain decoding against speculation on the shipped models, offline, with a report
 	$(call say,specdec run experiment=demo)
 	$(BIN)/specdec run experiment=demo $(ARGS)
+	$(hint)
 
 bench: install ## time the loop against transformers' own on this machine
 	$(call say,benchmarks/loop.py)

@@ -208,7 +208,7 @@ def _skip(arguments: list[str]) -> None:
     curve.write(measured, Path(settings.output))
     Console().print(skip.show(measured))
     members = ",".join(map(str, measured["skip"]))
-    print(f"specdec run target.name={settings.target} drafter=early_exit drafter.skip=[{members}]")
+    print(f"specdec run target.name={settings.target} drafter=early_exit 'drafter.skip=[{members}]'")
     print(json.dumps({"output": settings.output, "skip": measured["skip"], "matchness": measured["matchness"]}))
 
 

@@ -159,7 +159,7 @@ def test_the_command_writes_what_early_exit_takes(
     assert [[measured["matchness"], measured["skip"]], *measured["best"][1:]] == measured["best"]
     assert measured["spread"] in [score for score, _ in measured["best"]]
     assert measured["places"] == 4 * 7
-    command = f"drafter=early_exit drafter.skip=[{measured['skip'][0]}]"
+    command = f"drafter=early_exit 'drafter.skip=[{measured['skip'][0]}]'"
     assert command in printed
     assert EarlyExit(skip=measured["skip"]).skip == measured["skip"]
 
