@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -79,6 +80,35 @@ def uniform_in_groups(groups: Tensor, cells: Tensor, count: int, least: float = 
     terms = 2 * torch.special.xlogy(table, table * count / sizes) / (1 + (count + 1) / (6 * sizes))
     statistic = terms.sum()
     return chi_square_tail(float(statistic), len(table) * (count - 1))
+
+
+def groups_tail(limit: float, groups: int, size: int, count: int, step: float = 5e-3) -> float:
+    """Probability that the statistic of `uniform_in_groups` is at least `limit`, without the chi-square distribution:
+    `groups` of `size` each, every way to fill `count` cells counted. From above: a group's part is rounded up to whole
+    steps; the sum's distribution is a power of its Fourier transform."""
+    values, weights = [], []
+    for filled in partitions(size, count, size):
+        ways = math.factorial(count) / math.prod(math.factorial(filled.count(x)) for x in set(filled))
+        weights.append(ways * math.exp(math.lgamma(size + 1) - sum(math.lgamma(x + 1) for x in filled)) / count**size)
+        statistic = 2 * sum(x * math.log(x * count / size) for x in filled if x)
+        values.append(statistic / (1 + (count + 1) / (6 * size)))
+    places = (torch.tensor(values, dtype=torch.float64) / step).ceil().long()
+    one = torch.zeros(int(places.max()) + 1, dtype=torch.float64)
+    one.index_add_(0, places, torch.tensor(weights, dtype=torch.float64))
+    length = groups * (len(one) - 1) + 1
+    padded = 1 << (length - 1).bit_length()
+    total = torch.fft.irfft(torch.fft.rfft(one, padded) ** groups, padded)[:length]
+    return float(total[int(limit / step) :].sum())
+
+
+def partitions(total: int, parts: int, most: int) -> Iterator[tuple[int, ...]]:
+    """All ways to write `total` as `parts` numbers from 0 to `most`, the greatest first."""
+    if parts == 1:
+        yield (total,)
+        return
+    for first in range(min(total, most), -(-total // parts) - 1, -1):
+        for rest in partitions(total - first, parts - 1, first):
+            yield (first, *rest)
 
 
 def chi_square_limit(probability: float, degrees: int) -> float:

@@ -11,12 +11,14 @@ them. Draws overlap, and each look counts every token after what was before it, 
 
 DRAWS places of every drafter, rule and setting would take twelve times as long as the first.
 
-False alarms: each case fails by chance with a probability below ALARM, all of them below 1e-6
-(`test_false_alarms_are_rare`). Power: `test_a_bias_of_two_percent_is_seen` lets the target's most likely token have
-2 % more of the probability than is its due, at the expense of all others: of all changes of that size one of the
-hardest to see. With DRAWS places a bias of LEAST_BIAS is seen with a probability of 0.99, and with the twelfth that a
-setting has of one drafter and rule a bias of LEAST_BIAS_OF_ONE (`test_the_least_bias_that_is_seen`). A bias that goes
-one way after some texts and the other way after others is seen if that goes by the last two tokens.
+False alarms: each case fails by chance with a nominal probability below ALARM, by the chi-square distribution; that of
+the looks' statistic has up to TAIL times as much so far out (`test_the_tail_that_alarms_stand_on`). All of them fail
+with a probability below 1e-6 (`test_false_alarms_are_rare`). Power: `test_a_bias_of_two_percent_is_seen` lets the
+target's most likely token have 2 % more of the probability than is its due, at the expense of all others: of all
+changes of that size one of the hardest to see. With DRAWS places a bias of LEAST_BIAS is seen with a probability of
+0.99, and with the twelfth that a setting has of one drafter and rule a bias of LEAST_BIAS_OF_ONE
+(`test_the_least_bias_that_is_seen`). A bias that goes one way after some texts and the other way after others is seen
+if that goes by the last two tokens.
 Seeds are fixed, so that the outcome on one machine is always the same.
 """
 
@@ -43,15 +45,17 @@ from specdec.kernels.tree_attention import packed
 from specdec.request import Request
 from specdec.sampling import SamplingParams, StepSampling
 
-from ..chance import chi_square_limit, kolmogorov_smirnov, noncentral_tail, uniform_in_groups
+from ..chance import chi_square_limit, groups_tail, kolmogorov_smirnov, noncentral_tail, uniform_in_groups
 from . import joint
 from .places import BINS, LOOKS, Places, agreement, processed
 from .sampled import DRAFTERS, FILTERS, LONG, PROMPT, RULES, SETTINGS, TEMPERATURES, VOCAB, make_run, write
 from .together import attend
 
 ALARM = 4e-9
+TAIL = 1.6  # true probability of a false alarm over the nominal one, at most
 DRAWS = 100_000
 LEAST_BIAS, LEAST_BIAS_OF_ONE = 0.017, 0.058
+LEAST_ALARM = ALARM / 2 / len(SETTINGS) / LOOKS  # of one look at one setting
 PAIRS = list(itertools.product(DRAFTERS, RULES))
 LEARNING = ("adaptive", "hybrid")  # from other requests; hybrid is suffix and recycling
 
@@ -226,7 +230,23 @@ def test_false_alarms_are_rare() -> None:
             marks = getattr(test, "pytestmark", [])
             total += math.prod(len(mark.args[1]) for mark in marks if mark.name == "parametrize")
     assert total >= len(PAIRS) + len(RULES) * len(TEMPERATURES) + len(LEARNING)
-    assert total * ALARM < 1e-6
+    assert total * ALARM * TAIL < 1e-6
+
+
+@pytest.mark.parametrize("groups", [6, 36])
+def test_the_tail_that_alarms_stand_on(groups: int) -> None:
+    """Of the smallest groups that are tested by themselves, where it is the furthest from chi-square's; groups are what
+    one token or bin before, or two, make of six."""
+    exact = groups_tail(chi_square_limit(LEAST_ALARM, groups * (BINS - 1)), groups, 10 * BINS, BINS)
+    assert LEAST_ALARM < exact < TAIL * LEAST_ALARM
+
+
+def test_the_tail_is_right() -> None:
+    """Two groups of three in two cells, by hand: a group is all in one cell with probability 1/4."""
+    alone = 2 * 3 * math.log(2) / (1 + 3 / 18)
+    assert groups_tail(2 * alone - 0.1, 2, 3, 2) == pytest.approx(1 / 16)
+    assert groups_tail(alone + 0.1, 2, 3, 2) == pytest.approx(1 / 16 + 2 * 3 / 16)
+    assert groups_tail(0.0, 2, 3, 2) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

@@ -41,6 +41,25 @@ def test_drafters(name: str, shared: bool) -> None:
     assert len(orders) >= 3 or shared or name in DRAW_NOTHING, "siblings are drawn independently"
 
 
+def test_adaptive_cuts_and_leaves_levels_out() -> None:
+    """Of trees of all sizes that have siblings it is known how these were drawn, and from what."""
+    settings = {"drafter": "draft_model", "tree": TREE, "curve": 0.2, "allowance": 1.0}
+    harness = Harness(make_drafter("adaptive", **settings), 2, VOCAB, SamplingParams(temperature=3.0, top_k=2), False)
+    harness.enter([0, 1], PROMPTS[:2])
+    seen = set()
+    for _ in range(12):
+        tree = harness.step()
+        check_shape(tree)
+        seen.add(tree.max_nodes)
+        if tree.max_nodes > 1:
+            assert tree.replacement
+            assert tree.draft_probs is not None
+            parents = tree.parents[:, 1:].long().clamp_min(0)
+            drawn = tree.draft_probs[torch.arange(2)[:, None], parents, tree.tokens[:, 1:]] > 0
+            assert (drawn | (tree.parents[:, 1:] < 0)).all()
+    assert {2, TREE.max_nodes} <= seen, "some are cut, others not"
+
+
 def test_requests_at_temperature_zero_beside_sampled_ones() -> None:
     """Their siblings differ: the likeliest tokens, the first of which has all probability."""
     harness = Harness(make_drafter("draft_model", tree=TREE), 2, VOCAB, SamplingParams(), False)

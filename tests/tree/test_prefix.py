@@ -20,6 +20,8 @@ from specdec.tree.token_tree import TokenTree
 
 from ..fakes import check_shape
 
+PATHS = [[0], [1], [0, 0], [0, 1], [1, 0], [0, 0, 0], [1, 0, 0]]
+
 
 @pytest.mark.parametrize("most", [1, 5, 70])
 def test_as_lists_cut_off(most: int) -> None:
@@ -40,14 +42,17 @@ def test_as_lists_cut_off(most: int) -> None:
         assert made.parents[slot, :size].tolist() == parents[:size]
 
 
-def test_what_children_were_drawn_from_and_riders_stay() -> None:
+@pytest.mark.parametrize("replacement", [False, True])
+def test_what_children_were_drawn_from_and_riders_stay(replacement: bool) -> None:
     probs, riders = torch.rand(2, 4, 5), Riders(torch.tensor([[1], [2]]), torch.tensor([-1]))
     parents = torch.tensor([[-1, 0, 0, 1]] * 2, dtype=torch.int32)
-    tree = TokenTree(torch.arange(8).view(2, 4), parents, torch.tensor([4, 4], dtype=torch.int32), probs, riders)
+    sizes = torch.tensor([4, 4], dtype=torch.int32)
+    tree = TokenTree(torch.arange(8).view(2, 4), parents, sizes, probs, riders, replacement)
     made = first_nodes(tree, torch.tensor([1, 3], dtype=torch.int32), 3)
     assert made.draft_probs is not None
     assert torch.equal(made.draft_probs, probs[:, :3])
     assert made.riders is riders
+    assert made.replacement == replacement
     assert first_nodes(TokenTree.chain(tree.tokens), tree.sizes, 2).draft_probs is None
 
 
@@ -60,8 +65,8 @@ def tables(frontier: Frontier) -> Tensor:
 @pytest.mark.parametrize("shared", [True, False], ids=["shared noise", "own noise"])
 @pytest.mark.parametrize(
     "policy",
-    [chain(4), StaticTree([[0], [1], [0, 0], [0, 1], [1, 0], [0, 0, 0], [1, 0, 0]]), BestFirst(40, 4, 3)],
-    ids=["chain", "static", "best first, unpruned"],
+    [chain(4), StaticTree(PATHS), StaticTree(PATHS, replacement=True), BestFirst(40, 4, 3)],
+    ids=["chain", "static", "with replacement", "best first, unpruned"],
 )
 def test_the_first_levels_are_the_first_nodes(policy: TreePolicy, shared: bool) -> None:
     sampler = Sampler(3, 11, torch.device("cpu"))
@@ -77,6 +82,7 @@ def test_the_first_levels_are_the_first_nodes(policy: TreePolicy, shared: bool) 
         assert int(made.tree.depths.max()) == depth
         assert nodes == int((whole.tree.depths[0] <= depth).sum())
         wanted = first_nodes(whole.tree, torch.full((3,), nodes, dtype=torch.int32), nodes)
+        assert made.tree.replacement == whole.tree.replacement == wanted.replacement
         assert torch.equal(made.tree.tokens, wanted.tokens)
         assert torch.equal(made.tree.parents, wanted.parents)
         onward = whole.tree.depths[:2, :nodes] < depth
