@@ -37,6 +37,7 @@ from specdec.tree.token_tree import TokenTree
 TIE_GAP = 1e-4
 TIE_SPACINGS = 4
 NOISE_TIES = 2
+GREEDY = SamplingParams()
 TREE_DEPTH = 4  # tokens of a text that lie in the tree whose noise is measured
 
 
@@ -50,7 +51,7 @@ class Check:
         position: index of the first new token that differs.
         gap: between the scores of the two tokens there, in the baseline's forward.
         top2_gap: between the two best scores there.
-        threshold: what a tie may have.
+        threshold: what a tie may have, at the scale of the scores.
         tie: rounding explains the difference: `gap` is at most `threshold`, `noise` is no more than rounding makes,
             and the target is not exact. Else it is a bug.
         tokens: the baseline's and the method's token there.
@@ -96,7 +97,7 @@ def compare(
     noise = difference(logits, _in_a_tree(target, text))
     return judge(
         position, (expected[position], got[position]), scores, logits, noise, target.model.dtype,
-        sampling.temperature, target.block_rows > 0,
+        sampling, target.block_rows > 0,
     )  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def judge(
     logits: Tensor,
     noise: float,
     dtype: torch.dtype,
-    temperature: float = 0.0,
+    sampling: SamplingParams = GREEDY,
     exact: bool = False,
 ) -> Check:
     """What to say of two texts that differ.
@@ -128,7 +129,7 @@ def judge(
         scores, logits: `[V]` float32, what the baseline chose by, and the logits those were made from.
         noise: see Check.
         dtype: of the model.
-        temperature: of both.
+        sampling: of both.
         exact: the target does not round.
     """
     ours, theirs = tokens
@@ -136,7 +137,8 @@ def judge(
     gap = abs(float(scores[ours] - scores[theirs]))
     threshold = tie_threshold(max(float(logits.max()), abs(float(logits[ours])), abs(float(logits[theirs]))), dtype)
     rounding = not exact and noise <= NOISE_TIES * threshold
-    threshold /= temperature or 1.0
+    penalty = sampling.repetition_penalty  # multiplies negative logits, and divides positive ones, with their rounding
+    threshold *= max(penalty, 1 / penalty) / (sampling.temperature or 1.0)
     top2 = float(best[0] - best[1])
     return Check(True, False, position, gap, top2, threshold, rounding and gap <= threshold, tokens, noise)
 

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 ROWS = {"cpu": 16, "cuda": 64}  # of a block: about as many as cost little more than one
 Forward = Callable[[Tensor, Rows, Tensor | None], TargetOutput]
 
-_tried: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[str, int], int]] = weakref.WeakKeyDictionary()
+Setting = tuple[str, int, torch.dtype, torch.device]  # backend, threads, and what a model can be moved to in place
+
+_tried: weakref.WeakKeyDictionary[PreTrainedModel, dict[Setting, int]] = weakref.WeakKeyDictionary()
 
 
 def check_settings(backend: Backend, compile: bool) -> None:
@@ -120,11 +122,15 @@ def cut(rows: Rows, first: int, size: int) -> Rows:
 
 
 def choose_rows(target: Target) -> int:
-    """Rows of a block that keep their bits whatever is beside them and wherever they stand; tried once for a model."""
+    """Rows of a block that keep their bits whatever is beside them and wherever they stand.
+
+    Tried once for a model, and again where it was moved to another dtype or device.
+    """
     if any(name.endswith("experts") for name, _ in target.model.named_modules()):
         return 1
     tried = _tried.setdefault(target.model, {})
-    key = (target.backend, torch.get_num_threads())  # libraries divide a product among threads
+    threads = torch.get_num_threads()  # libraries divide a product among them
+    key = (target.backend, threads, target.model.dtype, target.device)
     if key not in tried:
         rows = ROWS[target.device.type] if target.device.type in ROWS else ROWS["cuda"]
         tried[key] = rows if _keeps_bits(target, rows) else 1
@@ -132,9 +138,13 @@ def choose_rows(target: Target) -> int:
 
 
 def _keeps_bits(target: Target, rows: int) -> bool:
+    target.block_rows = rows
+    return _keeps_bits_in_any_order(target, rows) and _keeps_bits_in_company(target, rows)
+
+
+def _keeps_bits_in_any_order(target: Target, rows: int) -> bool:
     """Whether texts of one token each have the same bits in another order, and one of them alone."""
     tokens = torch.arange(1, rows + 1, device=target.device) * 7919 % target.vocab_size  # [rows]
-    target.block_rows = rows
 
     def logits(given: Tensor) -> Tensor:
         target.open(rows, 1)
@@ -145,3 +155,27 @@ def _keeps_bits(target: Target, rows: int) -> bool:
     same = all(torch.equal(logits(tokens[order]), together[order]) for order in orders)
     alone = logits(torch.where(place == rows // 2, tokens, -1))[rows // 2]
     return same and torch.equal(alone, together[rows // 2])
+
+
+@torch.inference_mode()
+def _keeps_bits_in_company(target: Target, rows: int) -> bool:
+    """Whether a text longer than a block, and the last node of a tree after it, have the bits beside another text that
+    they have alone and token by token. On a GPU the fused kernel takes chains only: see `check_chains`."""
+    parents = [-1, 0, 0, 2] if target.backend == "packed" else [-1, 0, 1, 2]
+    path = [0, 2, 3] if target.backend == "packed" else [0, 1, 2, 3]
+    most = target.max_positions - len(parents) if target.max_positions else rows * 2
+    text = [i * 7919 % target.vocab_size for i in range(1, min(rows + rows // 2 + 1, most) + 1)]
+    nodes = [(i * 7919 + 1) % target.vocab_size for i in range(len(parents))]
+
+    target.open(2, len(text) + len(nodes), len(nodes))
+    prompts = [text[: rows // 3 + 1], text]  # the other one first, so that rows stand elsewhere than alone
+    prefilled = target.prefill([0, 1], prompts).logits[1, 0]  # [V]
+    beside = target.verify(TokenTree.from_lists([(nodes[:2], [-1, 0]), (nodes, parents)], target.device)).logits[1, -1]
+
+    target.open(1, len(text) + len(nodes))
+    same = torch.equal(target.prefill([0], [text]).logits[0, 0], prefilled)
+    slot, one = (torch.full((1,), number, device=target.device) for number in (0, 1))
+    for node in path:
+        alone = target.verify(TokenTree.roots(nodes[node] * one)).logits[0, 0]  # [V]
+        target.cache.append(slot, one)
+    return same and torch.equal(alone, beside)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,12 @@ from transformers import PreTrainedModel
 
 import specdec
 from specdec import SamplingParams, SpeculativeDecoder, exact, loading
+from specdec.core import TargetOutput
 from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.early_exit import EarlyExit
 from specdec.engine import Engine, serve
 from specdec.experiments import lossless
+from specdec.packing import Rows
 from specdec.request import Request
 from specdec.target import Target
 from specdec.tree.best_first import BestFirst
@@ -135,6 +138,58 @@ def test_a_library_that_minds_the_place_is_found_out(monkeypatch: pytest.MonkeyP
     assert Target(make_model(seed=3), exact=True).block_rows == exact.ROWS["cpu"]
     monkeypatch.setattr(torch.nn.functional, "linear", uneven)
     assert Target(make_model(seed=3), exact=True).block_rows == 1
+
+
+def uneven_queries(model: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
+    """One key alone has weight 1 whatever the query is, so texts of one token cannot show it."""
+
+    def uneven(module: torch.nn.Module, given: Any, out: Tensor) -> Tensor:
+        return out * torch.where(torch.arange(out.shape[1]) == 1, 1 + 2**-20, 1)[None, :, None]
+
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(uneven)
+
+
+def uneven_trees(model: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
+    run = Target._pass
+
+    def uneven(self: Target, tokens: Tensor, rows: Rows, keep: Tensor | None) -> TargetOutput:
+        output = run(self, tokens, rows, keep)
+        if rows.visible.words is not None and (rows.visible.tree_sizes > 1).any():
+            output.logits.mul_(1 + 2**-20)
+        return output
+
+    patch.setattr(Target, "_pass", uneven)
+
+
+@pytest.mark.parametrize("spoil", [uneven_queries, uneven_trees])
+def test_a_library_that_minds_the_company_is_found_out(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
+    model = make_model(seed=3)
+    spoil(model, monkeypatch)
+    assert Target(model, exact=True).block_rows == 1
+
+
+@pytest.mark.parametrize("positions", [9, 20])
+def test_a_model_with_fewer_positions_than_a_block_has_rows(positions: int) -> None:
+    assert Target(make_model(max_position_embeddings=positions), exact=True).block_rows == exact.ROWS["cpu"]
+
+
+def test_a_model_that_has_moved_is_tried_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To another dtype or device, in place; and only then."""
+    model, tried = make_model(num_hidden_layers=1), []
+
+    def keeps_bits(target: Target, rows: int) -> bool:
+        tried.append((target.device.type, rows))
+        return True
+
+    monkeypatch.setattr(exact, "_keeps_bits", keeps_bits)
+
+    def choose(device: str) -> int:
+        return exact.choose_rows(SimpleNamespace(model=model, backend="auto", device=torch.device(device)))  # type: ignore[arg-type]
+
+    assert [choose(device) for device in ("cpu", "cpu", "cuda", "cpu")] == [16, 16, 64, 16]
+    model.to(torch.bfloat16)
+    assert [choose(device) for device in ("cpu", "cuda", "cuda")] == [16, 64, 64]
+    assert tried == [("cpu", 16), ("cuda", 64)] * 2
 
 
 def test_without_it_rows_differ() -> None:

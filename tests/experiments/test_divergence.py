@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from specdec.experiments import measure, transformers_batch
 from specdec.experiments.lossless import Check
 from specdec.experiments.summary import differences_of
 
+from ..models import make_model
 from .conftest import QUESTIONS, read_rows
 
 TIE = Check(True, False, 2, 0.01, 0.01, 0.5, True, (5, 6), 0.02)
@@ -73,6 +76,27 @@ def test_a_tie_in_transformers_is_judged_by_its_own_logits():
     assert check.gap == check.top2_gap == pytest.approx(0.01)
     far = transformers_batch._check(([0, 1], logits), ([0, 0], moved + torch.tensor([1.0, 0, 0])), torch.bfloat16)
     assert far.tie is False  # logits that move by as much are no rounding
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_model_generates_with_by_default_is_left_out_and_put_back(monkeypatch, fails):
+    """Its penalty and its shortest text are not the yardstick's; its end of text is."""
+    model, prompts = make_model(), [[5, 6, 7, 5, 6, 7], [9, 8, 7]]
+    bench = SimpleNamespace(model=model, device=model.device)
+    (free, _), *_ = transformers_batch._decode(bench, prompts, 12)
+    end = next(token for i, token in enumerate(free) if i >= 2 and token not in free[:i])
+    own = GenerationConfig(repetition_penalty=3.0, min_new_tokens=12, eos_token_id=end)
+    model.generation_config = own
+    if fails:
+        monkeypatch.setattr(type(model), "forward", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            transformers_batch._decode(bench, prompts, 12)
+    else:
+        found = transformers_batch._decode(bench, prompts, 12)
+        assert found[0][0] == free[: free.index(end) + 1]
+        assert all(tokens == logits.argmax(-1).tolist() for tokens, logits in found)
+    assert model.generation_config is own
+    assert own.repetition_penalty == 3.0
 
 
 def test_a_batch_of_one_is_no_batch(specdec_run, capsys):

@@ -134,6 +134,25 @@ def test_rounding_is_that_of_the_largest_logit(monkeypatch, largest, tie):
     assert lossless.compare(target, PROMPT, [1], [2], SamplingParams(temperature=1.0)).tie is tie
 
 
+@pytest.mark.parametrize(("penalty", "logits", "gap"), [(1.5, [-20.0, -20.4, -30], 0.6), (0.5, [20.4, 20.0, 1], 0.8)])
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_a_penalty_stretches_what_rounding_makes(penalty, logits, gap, temperature):
+    """Negative logits are multiplied by it, positive ones divided: the gap of a tie (0.5 here) grows with them."""
+    raw = torch.tensor(logits)
+    scores = (raw * penalty if raw[0] < 0 else raw / penalty) / (temperature or 1)
+
+    def judge(scores: torch.Tensor, penalty: float, noise: float = 0.0) -> lossless.Check:
+        sampling = SamplingParams(temperature=temperature, repetition_penalty=penalty)
+        return lossless.judge(0, (0, 1), scores, raw, noise, torch.bfloat16, sampling)
+
+    check = judge(scores, penalty)
+    assert check.gap == pytest.approx(gap / (temperature or 1), rel=1e-5)
+    assert check.tie
+    assert not judge(scores, 1.0).tie
+    assert not judge(2 * scores, penalty).tie  # no more than the penalty's own factor
+    assert not judge(scores, penalty, noise=1.1).tie  # raw logits' noise, which no penalty has touched
+
+
 def test_what_can_be_compared():
     assert lossless.comparable(Coupled(), WARM)
     assert lossless.comparable(Rejection(), GREEDY)
