@@ -40,7 +40,8 @@ def write_card(
     written = len(data.train.written())
     depth = len(result.held_out.steps) - 1
     rows = [f"| {step} | {loss:.4f} | {accepted:.4f} |" for step, loss, accepted in result.history]
-    loop = "" if decoded is None else f"| held-out text, decoded with the tree that `provenance.json` names | {decoded:.4f} tokens a step |\n"
+    loop = "| held-out text, decoded with the tree that `provenance.json` names | {:.4f} tokens a step |\n"
+    loop = "" if decoded is None else loop.format(decoded)
     text = f"""---
 license: apache-2.0
 library_name: specdec
