@@ -15,10 +15,12 @@ import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from specdec.registry import CONF
 
 CONFIG_PATH = "pkg://specdec.conf"
 LAUNCHERS = 'pip install "specdec[launchers]"'
@@ -109,14 +111,29 @@ def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> st
         known = _settings(command, arguments)
         if command == "run" and name.startswith("tree.") and not any(k.startswith("tree.") for k in known):
             return f"{name} is set, but no tree is chosen; give one as well, as in tree=chain"
-        return f"unknown setting {name!r}.{_meant(name, known)} See: specdec {command} --help"
+        return f"unknown setting {name!r}.{_meant_setting(name, known)} See: specdec {command} --help"
+    if isinstance(error, OverrideParseException) and not all(error.override.partition("=")):
+        return f"{error.override!r} is no setting; settings are name=value without spaces, as in drafter=ngram"
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Set the environment")]
-    return " ".join(lines[:3])
+    sweep = "; for a sweep add -m" if "Ambiguous value" in text else ""
+    return " ".join(lines[:3]) + sweep
 
 
 def _meant(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _meant_setting(name: str, known: list[str]) -> str:
+    """The setting of the same group that resembles it most; else one from anywhere; else what the group has."""
+    group, _, last = name.rpartition(".")
+    siblings = {full.rpartition(".")[2]: full for full in known if full.rpartition(".")[0] == group}
+    anywhere = {full.rpartition(".")[2]: full for full in known}
+    for lasts in (siblings, anywhere):
+        if close := difflib.get_close_matches(last, lasts, n=1):
+            return f" Did you mean {lasts[close[0]]!r}?"
+    there = sorted(full for last, full in siblings.items() if last != "_target_")
+    return f" Known: {', '.join(there)}." if group and there else ""
 
 
 def _extra(group: str) -> str:
@@ -125,7 +142,7 @@ def _extra(group: str) -> str:
 
 def _settings(command: str, arguments: Sequence[str]) -> list[str]:
     """Every setting's full name under the groups that were chosen, for guesses at what was meant."""
-    groups = ("experiment", "drafter", "target", "tree")
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     chosen = [a for a in arguments if a.split("=")[0] in groups and "," not in a]  # not what a sweep goes through
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("specdec.conf", version_base="1.3"):

@@ -52,11 +52,15 @@ def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...], noise: bool =
         ValueError: a name, key or value is wrong; the message says which.
     """
     named = dict(raw.get("methods") or {})
+    chosen: Spec | None = None
     if raw.get("drafter") is not None:
         chosen = {"drafter": raw["drafter"], **({"tree": raw["tree"]} if raw.get("tree") is not None else {})}
         named.setdefault(_label(chosen), chosen)
     named = _only(named, raw.get("only"))
-    methods = [_method(name, given, raw, allowed) for name, given in named.items()]
+    methods = [
+        _method(name, given, raw, allowed, "" if given is chosen else f"methods.{name}.")
+        for name, given in named.items()
+    ]
     if not methods:
         raise ValueError(f"nothing to measure; choose drafter=one of: {', '.join(registry.names('drafter'))}")
     samplings = list(dict.fromkeys(m.sampling for m in methods))
@@ -96,24 +100,23 @@ def _label(chosen: Mapping[str, Any]) -> str:
 
 
 def _yaml_of(kind: str, spec: Any) -> str:
-    if isinstance(spec, str):
-        return spec.rpartition(".")[2]
-    target = spec.get("_target_")
-    found = [n for n in registry.names(kind) if registry.read_yaml(kind, n).get("_target_") == target]
-    return found[0] if found else str(target).rpartition(".")[2].lower()
+    return spec.rpartition(".")[2] if isinstance(spec, str) else registry.yaml_name(kind, spec)
 
 
-def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, ...]) -> Method:
+def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, ...], group: str) -> Method:
+    """`group` is what its settings begin with on the command line; nothing for the groups' own."""
     check_keys(given, {"drafter", "tree", "acceptance", "sampling"}, f"setting of methods.{name}")
     if "drafter" not in given:
         raise ValueError(f"methods.{name} has no drafter; expected one of: {', '.join(registry.names('drafter'))}")
     if not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"methods: {name!r} cannot be a method's name; expected letters, digits, - and _")
     specs = {
-        kind: _resolve(kind, given.get(kind, raw.get(kind) if kind != "tree" else None), f"methods.{name}.{kind}")
+        kind: _resolve(kind, given.get(kind, raw.get(kind) if kind != "tree" else None), f"{group}{kind}")
         for kind in ("drafter", "tree", "acceptance", "sampling")
     }
     drafter, tree, acceptance = specs["drafter"] or {}, specs["tree"], specs["acceptance"] or {}
+    if tree is not None:
+        registry.check_takes_tree(drafter, allowed)
     registry.check({**drafter, **({} if tree is None else {"tree": tree})}, allowed, f"drafter of {name}")
     check_models({"drafter": drafter})
     if tree is not None:
@@ -145,5 +148,7 @@ def _resolve(kind: str, spec: Any, where: str) -> Spec | None:
         return {"_target_": spec} if "." in spec else registry.read_yaml(kind, spec)
     if not isinstance(spec, Mapping):
         raise ValueError(f"{where} is {spec!r}; expected a name in conf/{kind}, a dotted path or a mapping")
-    refuse_missing(spec, where)
+    name = registry.yaml_name(kind, spec) if kind == "drafter" else ""
+    trained = (registry.CONF / "training" / f"{name}.yaml").is_file()
+    refuse_missing(spec, where, f"; `specdec train drafter={name}` makes one" if trained else "")
     return dict(spec)

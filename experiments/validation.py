@@ -34,16 +34,18 @@ def check_counts(values: Mapping[str, object], least: int = 1) -> None:
             raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
 
 
-def refuse_missing(spec: object, where: str) -> None:
-    """Refuse `registry.MISSING`, which a yaml writes where the user has to say something.
+def refuse_missing(spec: object, where: str, source: str = "") -> None:
+    """Refuse `registry.MISSING`, which a yaml writes where the user has to say something: a folder or a file.
+    `source` tells where there is one.
 
     Raises:
         ValueError: there is one; the message says where.
     """
     if spec == registry.MISSING:
-        raise ValueError(f"{where} has no value; give one, as in {where}=...")
+        example = "FILE" if where.endswith(".path") else "FOLDER"
+        raise ValueError(f"{where} has no value; give one, as in {where}={example}{source}")
     for key, value in spec.items() if isinstance(spec, Mapping) else ():
-        refuse_missing(value, f"{where}.{key}")
+        refuse_missing(value, f"{where}.{key}", source)
 
 
 def check_models(spec: Mapping[str, Any]) -> None:

@@ -131,13 +131,10 @@ def make_drafter(drafter: object, tree: object = None, allow_targets: Collection
     for name in ("depth", "max_nodes", "fixed_shape", "branching", "grow", "prune") if policy is not None else ():
         if not hasattr(policy, name):
             raise ValueError(f"tree {policy!r} has no {name}; give a name in conf/tree, or a specdec.core.TreePolicy")
+    if policy is not None:
+        registry.check_takes_tree(drafter, allow_targets)
     settings = {} if policy is None else {"tree": policy}
-    try:
-        made: Drafter = registry.build("drafter", drafter, allow_targets=allow_targets, **settings)
-    except ValueError as error:
-        if policy is not None and "'tree'" in str(error) and "unknown setting" in str(error):
-            raise ValueError(f"drafter {drafter!r} takes no tree; leave `tree` out") from error
-        raise
+    made: Drafter = registry.build("drafter", drafter, allow_targets=allow_targets, **settings)
     for name in ("needs", "open", "start", "propose", "observe"):
         if not hasattr(made, name):
             raise ValueError(f"drafter {made!r} has no {name}; see specdec.core.Drafter for what a drafter needs")

@@ -13,13 +13,17 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
+
+from specdec.annotations import fits, hints_of, words
 
 CONF = Path(__file__).parent / "conf"
 PLUGINS = "specdec.plugins"
 MISSING = "???"  # in a yaml: to be given
+LOADERS = {"PreTrainedModel": "load_model", "PreTrainedTokenizerBase": "load_tokenizer"}  # of what a name stands for
+BY_NAME = ("tree", "drafter", "drafters")  # settings that may be names of yamls
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> ValueError:
@@ -75,6 +79,30 @@ def read_yaml(kind: str, name: str) -> dict[str, Any]:
     return content
 
 
+def check_takes_tree(drafter: object, allow_targets: Collection[str] = ()) -> None:
+    """Refuse a tree for a drafter, given as for `build`, that has no setting for one.
+
+    Raises:
+        ValueError: it takes none; or as `build`.
+    """
+    spec = drafter
+    if isinstance(spec, str):
+        spec = {"_target_": spec} if "." in spec else read_yaml("drafter", spec)
+    if not isinstance(spec, Mapping) or "_target_" not in spec:
+        return
+    known = _parameters(find_target(str(spec["_target_"]), allow_targets))
+    if known is not None and "tree" not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        name = drafter if isinstance(drafter, str) else yaml_name("drafter", spec)
+        raise ValueError(f"drafter {name!r} takes no tree; leave `tree` out")
+
+
+def yaml_name(kind: str, spec: Mapping[str, Any]) -> str:
+    """The first yaml with this mapping's `_target_`, or that one's last word."""
+    target = spec.get("_target_")
+    found = [name for name in names(kind) if read_yaml(kind, name).get("_target_") == target]
+    return found[0] if found else str(target).rpartition(".")[2].lower()
+
+
 def instantiate(spec: Mapping[str, Any], allow_targets: Collection[str] = (), what: str = "config") -> Any:
     """Call a mapping's `_target_` with its other keys; mappings inside that have one are made first."""
     function, arguments = bind(spec, allow_targets, what)
@@ -116,7 +144,8 @@ def bind(spec: Mapping[str, Any], allow_targets: Collection[str], what: str) -> 
     """What a mapping's `_target_` is, and the arguments for it, looked over.
 
     Raises:
-        ValueError: the `_target_` is missing, unknown or not allowed; a key is unknown, or one is missing.
+        ValueError: the `_target_` is missing, unknown or not allowed; a key is unknown or missing, or its value is of
+            another type than the annotation says.
     """
     if "_target_" not in spec:
         raise ValueError(f"{what} has no _target_; got the keys {', '.join(map(str, spec)) or '(none)'}")
@@ -135,7 +164,28 @@ def bind(spec: Mapping[str, Any], allow_targets: Collection[str], what: str) -> 
         raise ValueError(
             f"{what} ({spec['_target_']}) needs the setting {missing[0]!r}; add it to the yaml or the call"
         )
-    return function, arguments
+    hints = hints_of(function)
+    given = [key for key in arguments if key in hints and key in known and arguments[key] is not known[key].default]
+    return function, {**arguments, **{key: _typed(key, arguments[key], hints[key], what) for key in given}}
+
+
+def _typed(key: str, value: Any, hint: Any, what: str) -> Any:
+    """The value, if it is what the annotation says; of a name where a model or a tokenizer is wanted, its mapping.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    named = isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+    if (isinstance(value, Mapping) and "_target_" in value) or (key in BY_NAME and named):
+        if key == "drafters" and isinstance(value, str):
+            raise ValueError(f"setting {key!r} of {what} is {value!r}; expected a list, as in [{value}]")
+        return value
+    if fits(value, hint):
+        return value
+    loaders = [LOADERS[each.__name__] for each in (hint, *get_args(hint)) if getattr(each, "__name__", "") in LOADERS]
+    if isinstance(value, str) and loaders:
+        return {"_target_": f"specdec.loading.{loaders[0]}", "name": value}
+    raise ValueError(f"setting {key!r} of {what} is {value!r}; expected {words(hint)}")
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter] | None:
