@@ -18,6 +18,8 @@ from specdec.experiments.records import write_text
 OVERALL = "overall"
 PHASES = ("draft", "verify", "accept", "commit", "host")
 MOST_NAMES = 3  # of drafters that are told apart by nothing but noise
+BEST_OF_MANY = "the best of many looks better than it is."
+CAVEAT = f"An interval is of its cell alone, not corrected for the number of cells: {BEST_OF_MANY}"
 
 Part = Mapping[str, Any]  # of summary.json: a method's entry, or one of its categories'
 
@@ -65,15 +67,17 @@ def _sentence(methods: Sequence[Mapping[str, Any]], categories: Sequence[str]) -
         chosen.setdefault(_either(best(methods, category)), []).append(category)
     nowhere = chosen.pop("", [])
     overall = best(methods, OVERALL)
+    cells = len(methods) * (len(categories) + 1)
+    chance = f"Chosen among {cells} cells by each cell's own interval: {BEST_OF_MANY}"
     if not chosen and overall:
-        return f"Recommended: over all, {_either(overall)}; too few prompts a category to say more."
+        return f"Recommended: over all, {_either(overall)}; too few prompts a category to say more. {chance}"
     if not chosen:
         return "Recommended: no drafter; none is faster than plain decoding beyond chance and this machine's noise."
     parts = [f"{names} for {_list(those, 'and')}" for names, those in chosen.items()]
     if nowhere:
         parts.append(f"none for {_list(nowhere, 'and')}, where nothing is faster beyond chance and noise")
     whole = f"; over all, {_either(overall)}" if overall and (len(chosen) > 1 or nowhere) else ""
-    return f"Recommended: {'; '.join(parts)}{whole}."
+    return f"Recommended: {'; '.join(parts)}{whole}. {chance}"
 
 
 def _either(names: Sequence[str]) -> str:
@@ -101,7 +105,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "In a cell: tokens per second over plain decoding's on the same prompts, with a 95 % bootstrap interval over "
         "prompts; how far plain decoding, measured twice, is away from itself; and the mean accepted length (pooled, "
         "the target's own token included). Bold: above 1 with its whole interval and beyond the noise. Not shown: "
-        "neither faster nor slower could be shown, beside chance and the noise.",
+        "neither faster nor slower could be shown, beside chance and the noise. "
+        f"{CAVEAT}",
     ]
     lines += [f"\nNote: {note}" for note in summary["notes"]]
     return "\n".join(lines) + "\n"
@@ -130,7 +135,7 @@ def show_leaderboard(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(table)
     console.print(
         "*: above 1 with its whole 95 % interval and beyond the noise, which is how far plain decoding, measured "
-        "twice, is away from itself. ~: neither faster nor slower could be shown.",
+        f"twice, is away from itself. ~: neither faster nor slower could be shown. {CAVEAT}",
         style="dim",
     )
     for sentence in recommendations(summary):

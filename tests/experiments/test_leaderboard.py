@@ -101,19 +101,25 @@ def test_each_category_has_its_own_recommendation() -> None:
     assert best(made["methods"], "code") == ["a", "b"]
     (sentence,) = recommendations(made)
     nowhere = "none for prose, where nothing is faster beyond chance and noise"
-    assert sentence == f"Recommended: a or b for code; {nowhere}; over all, a."
+    assert sentence == (
+        f"Recommended: a or b for code; {nowhere}; over all, a. Chosen among 9 cells by each cell's own interval: "
+        "the best of many looks better than it is."
+    )
 
 
 def test_one_drafter_for_all_and_none_for_any() -> None:
     fast, slow = (both(*[speedup(ratio)] * 3) for ratio in (2.0, 1.01))
-    assert recommendations(summary(a=fast, b=slow)) == ["Recommended: a for code and prose."]
+    (sentence,) = recommendations(summary(a=fast, b=slow))
+    assert sentence.startswith("Recommended: a for code and prose. Chosen among 6 cells by")
     assert recommendations(summary(b=slow)) == [
         "Recommended: no drafter; none is faster than plain decoding beyond chance and this machine's noise."
     ]
     few = both(speedup(2.0, None), speedup(1.05), speedup(2.0))  # one prompt of code, and prose within the noise
-    assert recommendations(summary(a=few)) == ["Recommended: over all, a; too few prompts a category to say more."]
+    (sentence,) = recommendations(summary(a=few))
+    assert sentence.startswith("Recommended: over all, a; too few prompts a category to say more. Chosen among 3 cells")
     many = {name: both(*[speedup(2.0)] * 3) for name in "abcde"}
-    assert recommendations(summary(**many)) == ["Recommended: e, d, c or 2 more for code and prose."]
+    (sentence,) = recommendations(summary(**many))
+    assert sentence.startswith("Recommended: e, d, c or 2 more for code and prose. Chosen among 15 cells")
 
 
 def test_without_a_second_measurement_nothing_is_recommended() -> None:
@@ -137,6 +143,9 @@ def test_every_speed_up_has_its_words_beside_it() -> None:
     assert broken.count("failed check") == 3
     assert "**" not in broken + again
     assert "Note: a note" in text
+    caveat = "An interval is of its cell alone, not corrected for the number of cells: the best of many looks better "
+    caveat += "than it is."
+    assert caveat in text
     console = Console(width=80, record=True)
     show_leaderboard(console, made)
     shown = console.export_text()
@@ -147,6 +156,7 @@ def test_every_speed_up_has_its_words_beside_it() -> None:
     assert shown.count("*") == 3  # code, over all, and the legend
     assert shown.count("failed") == 3
     assert "Recommended: good for code;" in shown
+    assert caveat in " ".join(shown.split())
 
 
 def test_the_headline_does_not_call_noise_a_speed_up() -> None:
