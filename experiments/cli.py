@@ -14,7 +14,7 @@ USAGE = """specdec: speculative decoding research
   specdec export drafter=...         write a head or a draft model as another engine reads it
   specdec report DIR...              write report.html of finished runs again; several side by side, and as one table
   specdec trace DIR...               write the pages of what `specdec run trace=html` recorded again
-  specdec bench ...                  time the kernels against their rivals; `specdec bench` lists what there is
+  specdec bench ...                  what kernels, steps, drafters and rules cost; `specdec bench` lists all
   specdec --version
 
 Settings are given as name=value; conf/ in the package holds them all.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,41 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from specdec.experiments.bench import accepted, curve, measure, ops, retrieval, rules, skip, step, tables
 from specdec.experiments.bench.grid import Cell, cells, step_cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
-from specdec.experiments.bench.op_runs import OPS
 from specdec.experiments.bench.plot import cost_curve, roofline
 from specdec.experiments.bench.rates import Rates, measure_rates
 from specdec.experiments.bench.results import Results, load
 from specdec.experiments.bench.rivals import methods
 from specdec.experiments.bench.settings import Settings, from_named, read_settings
 from specdec.experiments.bench.stand_ins import random_model
+from specdec.experiments.bench.usage import USAGE
 from specdec.registry import unknown
 
-USAGE = f"""specdec bench: the kernels against their rivals, on this machine
-
-  specdec bench kernels [grid=cpu|small|full] [minutes=N] [output=FILE] [device=cpu|cuda] [again=true]
-                                    tree attention: right first, then timed; goes on where a killed run stopped
-  specdec bench ops [the same]      the small operations of a step:
-{textwrap.indent(textwrap.fill(", ".join(OPS), 80), " " * 36)}
-  specdec bench step [the same]     steps of the loop on a random model, 8B on a GPU, against what they must read and
-                                    compute: chains, greedy, no draft cost
-  specdec bench curve [target=NAME] [drafter=NAME] [batch=N] [context=N] [output=FILE] [seconds=S]
-                      [prompts=N] [tokens=N] [ranks=K] [temperature=T] [device=NAME]
-                                    a step's cost by its nodes, with a drafter also what a level of drafts costs and how
-                                    often each rank is right: for tree=sequoia and drafter=adaptive
-  specdec bench retrieval [datastore=NAME] [packages=NAME,NAME] [tokens=N] [lookups=N] [target=NAME] [output=FILE]
-                                    what a lookup of drafter=retrieval costs; with packages also in a datastore that is
-                                    made of their texts on the spot
-  specdec bench skip [target=NAME] [layers=N] [trials=N] [questions=FILE] [prompts=N] [tokens=N] [seed=N] [output=FILE]
-                     [device=NAME]  which layers drafter=early_exit should leave out
-  specdec bench rules [vocab=V,V] [batch=N,N] [nodes=N] [context=N] [temperature=T] [top_p=P] [seconds=S] [output=FILE]
-                                    what every acceptance rule costs, over a verify pass of a 1B model; its shape:
-                                    layers=N hidden=N mlp=N heads=N kv_heads=N
-  specdec bench accepted [target=NAME] [draft=NAME] [prompts=N] [tokens=N] [judges=N] [temperature=T] [output=FILE]
-                         [device=NAME]  what block and traversal accept of the very drafts that rejection judges
-  specdec bench table FILE README   write a CPU's result into a README, between its markers [gpu=FILE]
-
-The decoding loop against transformers' own: python benchmarks/loop.py, in a checkout.
-"""
 Entry = dict[str, Any]
 Work = Sequence[tuple[str, Callable[[], Entry]]]
 

@@ -9,7 +9,7 @@ import torch
 
 from specdec.experiments.bench import op_runs, ops, tables
 from specdec.experiments.bench.clock import NOT_CAPTURED, Prepared
-from specdec.experiments.bench.command import USAGE
+from specdec.experiments.bench.usage import USAGE
 
 CPU = torch.device("cpu")
 CELL = ops.OpCell("accept", 2, 5)
