@@ -70,8 +70,8 @@ def generate(
         model: any transformers causal LM with replaceable attention; it is left as it was.
         input_ids: `[B, L]` int64, left or right padded.
         attention_mask: `[B, L]`, 0 where padded; None if nothing is.
-        drafter: a name in conf/drafter, a mapping with `_target_`, a dotted path, a Drafter, or a transformers model,
-            which then is the draft model.
+        drafter: a name in conf/drafter, a mapping with `_target_`, a dotted path, a Drafter, or a transformers model
+            or the name of one (zoo name, folder or hub id), which then is the draft model.
         tree: shape of the drafts (name, mapping or TreePolicy) for drafters that take one; None for their own.
         acceptance: a name in conf/acceptance, or a rule.
         sampling: for all rows, or one per row. The same seed gives the same text in every row.

@@ -112,8 +112,8 @@ class SpeculativeDecoder:
         inspect.signature(SpeculativeDecoder).bind(None, None, **settings)  # before the weights are loaded
         for kind in ("drafter", "tree", "acceptance"):
             spec = settings.get(kind)
-            if kind == "drafter" and loading.is_model_folder(spec):
-                loading.check_folder(Path(spec))
+            if kind == "drafter" and loading.names_model(spec):
+                loading.model_path(spec)
             else:
                 registry.check_spec(kind, spec, settings.get("allow_targets", ()))
         tokenizer = loading.load_tokenizer(name, trust_remote_code)

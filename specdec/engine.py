@@ -123,7 +123,7 @@ def make_drafter(drafter: object, tree: object = None, allow_targets: Collection
     Raises:
         ValueError: unknown, or it takes no tree.
     """
-    if loading.is_model_folder(drafter):
+    if loading.names_model(drafter):
         drafter = loading.load_model(str(drafter))
     if isinstance(drafter, PreTrainedModel):
         drafter = {"_target_": "specdec.drafters.draft_model.DraftModel", "model": drafter}

@@ -24,9 +24,14 @@ TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def is_model_folder(spec: object) -> TypeGuard[str | Path]:
-    """Whether what was given for a drafter is the folder of a model, which then writes the draft."""
-    return isinstance(spec, str | Path) and (Path(spec) / "config.json").is_file()
+def names_model(spec: object) -> TypeGuard[str | Path]:
+    """Whether what was given for a drafter can only name a model, which then writes the draft: a path, a string with a
+    slash (a folder or a hub id), a folder here, or a zoo name. `model_path` says what is wrong with it."""
+    if isinstance(spec, Path):
+        return True
+    if not isinstance(spec, str) or not spec:
+        return False
+    return "/" in spec or any((folder / spec / "config.json").is_file() for folder in (ZOO, Path()))
 
 
 def model_path(name: str | Path) -> str:

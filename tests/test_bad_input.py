@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -19,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 import specdec
 from specdec import SamplingParams, SpeculativeDecoder, TextRequest, TokenTree
 from specdec.core import DraftNeeds
+from specdec.drafters.draft_model import DraftModel
 
 from .models import byte_tokenizer, make_model, plain_text
 
@@ -87,6 +89,9 @@ def test_ids_outside_the_vocabulary_that_are_masked_do_not_matter(model: PreTrai
         ({"acceptance": 3}, "acceptance 3 is no acceptance rule"),
         ({"backend": "cuda"}, "unknown attention backend 'cuda'; expected one of: auto"),
         ({"drafter": "none", "tree": "chain"}, "drafter 'none' takes no tree; leave `tree` out"),
+        ({"drafter": "tiny-eagle"}, "holds a head, not a model; give it to its drafter: drafter=eagle, head="),
+        ({"drafter": "/nowhere/at/all"}, "model folder '/nowhere/at/all' does not exist; give a folder, a hub id"),
+        ({"drafter": Path("nowhere/at/all")}, "model folder 'nowhere/at/all' does not exist"),
         ({"drafter": 7}, "drafter 7 has no needs; see specdec.core.Drafter"),
         ({"drafter": None}, "drafter None has no needs"),
         ({"drafter": {"max_ngram": 2}}, r"drafter has no _target_; got the keys max_ngram"),
@@ -315,3 +320,25 @@ def test_a_folder_is_a_draft_model(model: PreTrainedModel, tmp_path: Path) -> No
     for drafter in (tmp_path, str(tmp_path)):
         out = specdec.generate(model, ids([5, 6]), drafter=drafter, max_new_tokens=9, eos_token_id=[])
         assert out.stats.mean_accepted_length_pooled > 2  # a model always agrees with itself
+
+
+def test_a_zoo_name_is_a_draft_model() -> None:
+    decoder = SpeculativeDecoder.from_pretrained("tiny", drafter="tiny-draft", tree="chain", device="cpu")
+    assert isinstance(decoder.engine.drafter, DraftModel)
+
+
+def test_a_hub_id_is_a_draft_model(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="cannot load 'org/small-1.5b' .* HF_HUB_OFFLINE is set") as told:
+        specdec.generate(model, IDS, drafter="org/small-1.5b")
+    assert "\n" not in str(told.value)
+    asked: list[str] = []
+
+    def load(name: str) -> PreTrainedModel:
+        asked.append(name)
+        return model
+
+    monkeypatch.setattr("specdec.loading.load_model", load)
+    out = specdec.generate(model, IDS, drafter="org/small-1.5b", max_new_tokens=9, eos_token_id=[])
+    assert asked == ["org/small-1.5b"]
+    assert out.stats.mean_accepted_length_pooled > 2

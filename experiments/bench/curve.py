@@ -43,7 +43,7 @@ class Settings:
 
     Attributes:
         target: a model's name or folder.
-        drafter: a yaml's name, or the folder of a draft model; without one, no draft cost and no acceptance.
+        drafter: a yaml's name, or a draft model's name or folder; without one, no draft cost and no acceptance.
         output: the file.
         batch: sequences in a step.
         context: committed tokens of each.
@@ -112,8 +112,8 @@ def measure_curve(settings: Settings) -> Json:
 
 
 def drafter_spec(name: str) -> Json:
-    """The yaml of that name; for a model's folder that of `draft_model` with this model."""
-    if not loading.is_model_folder(name):
+    """The yaml of that name; for a model's name or folder that of `draft_model` with this model."""
+    if not loading.names_model(name):
         return registry.read_yaml("drafter", name)
     spec = registry.read_yaml("drafter", "draft_model")
     return spec | {"model": spec["model"] | {"name": name}}
