@@ -1,1 +1,1 @@
-"""`specdec bench`: what kernels, steps and rules cost. Needs torch, rich and matplotlib, neither Hydra nor a tracker."""
+"""`specdec bench`: what kernels, steps and rules cost. Needs torch, rich, matplotlib; neither Hydra nor a tracker."""

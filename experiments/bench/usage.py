@@ -14,7 +14,7 @@ INDENT = " " * 6
 def defaults(kind: type) -> str:
     """A dataclass's settings as name=default, in lines."""
     named = [f"{field.name}={field.default}" for field in dataclasses.fields(kind)]
-    return "\n" + textwrap.fill(" ".join(named), 110, initial_indent=INDENT, subsequent_indent=INDENT)
+    return textwrap.fill(" ".join(named), 110, initial_indent=INDENT, subsequent_indent=INDENT)
 
 
 USAGE = f"""specdec bench: what kernels, operations, steps, drafters and rules cost and accept, on this machine
@@ -30,13 +30,18 @@ name=value, with the defaults below; after `=` nothing means none.
       (run it again to go on); seconds=0.5 of timing a cell; again=false, true begins anew;
       output=outputs/bench/PART_DEVICE.json
   specdec bench curve       a step's cost by its nodes, for seconds=; with a drafter also what a level of drafts costs
-                            and how often each rank is right: for tree=sequoia, drafter=adaptive{defaults(curve.Settings)}
+                            and how often each rank is right: for tree=sequoia, drafter=adaptive
+{defaults(curve.Settings)}
   specdec bench retrieval   what a lookup of drafter=retrieval costs; with packages=NAME,NAME also in a datastore that
-                            is made of their texts on the spot{defaults(retrieval.Settings)}
-  specdec bench skip        which layers drafter=early_exit should leave out; layers=0 is half of them{defaults(skip.Settings)}
+                            is made of their texts on the spot
+{defaults(retrieval.Settings)}
+  specdec bench skip        which layers drafter=early_exit should leave out; layers=0 is half of them
+{defaults(skip.Settings)}
   specdec bench rules       what every acceptance rule costs, over a verify pass of a 1B model, for seconds= at every
-                            vocab and batch{defaults(rules.Settings)}
-  specdec bench accepted    what block and traversal accept of the very drafts that rejection judges{defaults(accepted.Settings)}
+                            vocab and batch
+{defaults(rules.Settings)}
+  specdec bench accepted    what block and traversal accept of the very drafts that rejection judges
+{defaults(accepted.Settings)}
   specdec bench table FILE README   write a CPU's result into a README, between its markers [gpu=FILE]
 
 The decoding loop against transformers' own: python benchmarks/loop.py, in a checkout.
