@@ -329,7 +329,7 @@ def test_a_zoo_name_is_a_draft_model() -> None:
 
 def test_a_hub_id_is_a_draft_model(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="cannot load 'org/small-1.5b' .* HF_HUB_OFFLINE is set") as told:
+    with pytest.raises(ValueError, match=r"cannot load 'org/small-1.5b' .* HF_HUB_OFFLINE is set") as told:
         specdec.generate(model, IDS, drafter="org/small-1.5b")
     assert "\n" not in str(told.value)
     asked: list[str] = []
