@@ -83,7 +83,7 @@ def test_on_a_chain_it_is_block_verification(depth: int) -> None:
 
 @pytest.mark.parametrize("replacement", [False, True])
 def test_below_one_node_it_is_recursive_rejection(replacement: bool) -> None:
-    target, drafter = pair("random", 4)
+    target, drafter = pair("random", 5)
     trees = list(drafts(StaticTree([[0], [1], [2]], replacement), drafter))
     wanted = accepted_length(Rejection(), trees, target)
     assert accepted_length(Traversal(), trees, target) == pytest.approx(wanted, abs=ROUNDING)
