@@ -41,6 +41,8 @@ def make_spec(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     if "head" in taken:
         spec["head"] = make_head(name, Target(settings["model"]))
     spec |= {key: value for key, value in settings.items() if key in taken}
+    if isinstance(spec.get("remember"), int) and isinstance(taken["remember"].default, bool):  # not a number of texts
+        spec["remember"] = bool(spec["remember"])
     if isinstance(spec.get("drafter"), str):
         spec["drafter"] = make_spec(spec["drafter"], settings)
     if "drafters" in spec:
