@@ -312,7 +312,7 @@ def test_an_exact_target_has_no_ties(specdec_run, capsys):
 
 def test_backends_that_cannot_be_exact(specdec_run, capsys):
     for given, told in (
-        (("backend=sdpa", "+backend.exact=true"), "exact=True needs an attention backend"),
+        (("backend=sdpa", "backend.exact=true"), "exact=True needs an attention backend"),
         (("backend.exact=1",), "backend.exact is 1; expected true or false"),
     ):
         assert specdec_run("drafter=ngram", *given)[0] == 1
