@@ -36,7 +36,10 @@ def fits(value: object, hint: Any) -> bool:
         return isinstance(value, wanted) and (hint is bool or not isinstance(value, bool))
     if _is_list(hint):
         several = isinstance(value, Sequence) and not isinstance(value, str)
-        return several and all(fits(each, inside[0]) for each in typing.cast(Sequence[Any], value))
+        named = isinstance(inside[0], type) and inside[0] not in WORDS  # in a yaml names stand for objects
+        return several and all(
+            (named and isinstance(each, str)) or fits(each, inside[0]) for each in typing.cast(Sequence[Any], value)
+        )
     is_class = isinstance(hint, type) and kind is None and not typing.is_typeddict(hint)
     return not is_class or isinstance(value, Mapping) or _is_one(value, hint)
 

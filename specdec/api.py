@@ -14,7 +14,6 @@ from specdec.inputs import (
     check_count,
     check_eos,
     check_pad,
-    check_padding,
     eos_ids,
     pad_id,
     pad_texts,
@@ -98,7 +97,6 @@ def generate(
     """
     check_architecture(model)
     prompts = prompts_of(input_ids, attention_mask, model.config.get_text_config().vocab_size)
-    check_padding(attention_mask)
     check_count(max_new_tokens)
     check_eos(eos_token_id, model.config.get_text_config().vocab_size)
     check_pad(pad_token_id)

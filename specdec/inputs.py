@@ -51,20 +51,6 @@ def prompts_of(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int
     return prompts
 
 
-def check_padding(attention_mask: Tensor | None) -> None:
-    """Refuse a `[B, L]` mask with a hole. transformers' own `generate` takes one, as padding: `hf.generate` does, too.
-
-    Raises:
-        ValueError: a row has a 0 between its tokens.
-    """
-    for row, kept in enumerate([] if attention_mask is None else attention_mask.bool().tolist()):
-        if True in kept and False in kept[kept.index(True) : len(kept) - kept[::-1].index(True)]:
-            raise ValueError(
-                f"attention_mask has a 0 between the tokens of row {row}; expected padding at the left or the right "
-                "alone; leave the token out of input_ids"
-            )
-
-
 def check_vocabulary(ids: Sequence[int], vocab_size: int, what: str) -> None:
     if min(ids) < 0 or max(ids) >= vocab_size:
         wrong = next(t for t in ids if not 0 <= t < vocab_size)

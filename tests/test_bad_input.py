@@ -54,8 +54,6 @@ def ids(*rows: list[int]) -> torch.Tensor:
         (ids([1, 2], [3, 4]), ids([1, 1], [0, 0]), "the prompt in row 1 is empty; give at least one token"),
         (ids([1, 2]), ids([1, 1, 1]), r"attention_mask has shape \[1, 3\]; expected input_ids' \[1, 2\]"),
         (ids([1, 2]), torch.ones(1, 1, 2, 2), r"attention_mask has shape \[1, 1, 2, 2\]; expected input_ids' \[1, 2\]"),
-        (ids([1, 2, 3, 4]), ids([1, 1, 0, 1]), "attention_mask has a 0 between the tokens of row 0"),
-        (ids([1, 2, 3], [4, 5, 6]), torch.tensor([[0, 1, 1], [1, 0, 1]]).bool(), "between the tokens of row 1"),
         (ids([1, 2], [3, 80]), None, "row 1 has token id 80; the model's ids go from 0 to 79"),
         (ids([1, -100]), None, "row 0 has token id -100; the model's ids go from 0 to 79"),
     ],

@@ -20,7 +20,7 @@ SOURCE_FOLDERS = ("specdec", *LINKED, "tests", "benchmarks")
 
 # What a module of specdec may import: its own level and those below. `circles` below does the rest.
 LEVELS = (
-    {"kernels", "noise", "conf"},
+    {"kernels", "noise", "conf", "annotations"},
     {"tree", "sampling", "core"},  # core imports tree.token_tree, tree policies are written against core's contracts
     {"acceptance", "cache"},
     {

@@ -111,7 +111,7 @@ def test_the_threshold_follows_the_entropy() -> None:
         ("typical", {"epsilon": 0.0}, "epsilon is 0.0; expected a number in"),
         ("typical", {"delta": 1.5}, "delta is 1.5"),
         ("relaxed", {"top_k": -1}, "top_k is -1; expected an integer"),
-        ("relaxed", {"top_k": 2.0}, "top_k is 2.0; expected an integer"),
+        ("relaxed", {"top_k": 2.0}, "'top_k' of acceptance is 2.0; expected a whole number"),
         ("relaxed", {"ratio": 1.5}, "ratio is 1.5; expected a number in"),
         ("relaxed", {"top_k": 0, "ratio": 0.0}, "every token passes; set one of them"),
     ],
