@@ -186,5 +186,7 @@ class Sampler:
 
 def _warp(scores: Tensor, warpers: LogitsProcessorList) -> Tensor:
     """`[b, M, V]` through transformers' warpers, which take rows `[n, V]` and do not look at ids."""
-    warped: Tensor = warpers(None, scores.flatten(0, 1))
-    return warped.view_as(scores)
+    rows = scores.flatten(0, 1)
+    for warper in warpers:  # the list's own call looks up every warper's signature
+        rows = warper(None, rows)
+    return rows.view_as(scores)

@@ -58,11 +58,11 @@ DRAFTERS = registry.names("drafter")
 HEADS = ("block", "eagle", "hydra", "medusa")  # of the target, at random
 SMALLER: dict[str, dict[str, Any]] = {  # than the yaml's, to save time; and adaptive where sizes do change
     "adaptive": {"drafter": "draft_model", "curve": 0.5 / SLOTS},
-    "hybrid": {"max_nodes": 7},
-    "lookahead": {"window": 2, "ngram": 3, "guesses": 2},
+    "hybrid": {"max_nodes": 7, "min_probability": 0.15},
+    "lookahead": {"window": 2, "ngram": 3, "guesses": 2, "pool": 64},
     "ngram": {"max_nodes": 7, "length": 3},
     "retrieval": {"max_nodes": 7, "length": 3, "samples": 8},
-    "suffix": {"max_nodes": 7},
+    "suffix": {"max_nodes": 5, "min_probability": 0.15},
     "universal": {"tree": chain(2), "max_nodes": 4},
 }
 
