@@ -42,6 +42,7 @@ def write_card(
     rows = [f"| {step} | {loss:.4f} | {accepted:.4f} |" for step, loss, accepted in result.history]
     loop = "| held-out text, decoded with the tree that `provenance.json` names | {:.4f} tokens a step |\n"
     loop = "" if decoded is None else loop.format(decoded)
+    start = f"; trained further from `{config.start}`" if config.start else ""
     text = f"""---
 license: apache-2.0
 library_name: specdec
@@ -55,7 +56,7 @@ A head for the target `{target}` alone, trained on text which that target wrote.
 | | |
 |---|---|
 | class | `{config.head["_target_"]}`{"".join(f", {s}" for s in settings)} |
-| training | {config.steps:,} steps of {config.batch} sequences, {config.anchors} roots in each |
+| training | {config.steps:,} steps of {config.batch} sequences, {config.anchors} roots in each{start} |
 | loss | {config.loss}, depth k + 1 at {config.depth_decay} of depth k |
 | held-out text, chains of {depth}, by walking | {result.held_out.mean_accepted_length:.4f} tokens a step |
 {loop}| licence of the weights | Apache-2.0 |

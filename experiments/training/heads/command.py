@@ -72,7 +72,7 @@ def train_head(
     data = _make_data(config, model, raw, console, accelerator)
     if head is None or teacher is None:
         return None
-    if choose := getattr(head, "choose_tokens", None):
+    if not config.start and (choose := getattr(head, "choose_tokens", None)):
         counts = torch.from_numpy(data.train.written()).bincount(minlength=head.vocab_size)
         choose(counts, model.get_output_embeddings().weight)
     if config.shard_target and accelerator.num_processes > 1:

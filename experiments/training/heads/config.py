@@ -59,6 +59,7 @@ class HeadTrainingConfig:
         drafter: that the head is for, a name in conf/drafter; the card says so.
         data: see DataConfig.
         head: what makes a new head for a target: its `_target_` and settings.
+        start: a head of these settings, by folder or zoo name, whose weights training begins from; None for new ones.
         only_data: write the text, train nothing.
         steps: updates of the weights.
         batch: sequences of a step, over all processes.
@@ -80,6 +81,7 @@ class HeadTrainingConfig:
     drafter: str
     data: DataConfig
     head: Mapping[str, Any] | None = None
+    start: str | None = None
     only_data: bool = False
     steps: int = 2000
     batch: int = 16

@@ -20,7 +20,8 @@ def make_head(config: HeadTrainingConfig, target: Target, allow_targets: Collect
     """The head that `training.head` describes, in float32, bound to the target; and the target as its teacher.
 
     Raises:
-        ValueError: the head is unknown or does not fit the target, or sequences will be too short for it.
+        ValueError: the head is unknown or does not fit the target, sequences will be too short for it, or
+            `training.start` is another head.
     """
     assert config.head is not None
     settings = dict(config.head)
@@ -40,7 +41,21 @@ def make_head(config: HeadTrainingConfig, target: Target, allow_targets: Collect
     teacher = Teacher(target.model, head.hidden_layers)
     _check_logits(head, teacher)
     _check_lengths(config, head.depth)
+    if config.start:
+        _start_from(head, config.start)
     return head, teacher
+
+
+def _start_from(head: Any, name: str) -> None:
+    weights = type(head).load(name).state_dict()
+    expected = {key: list(value.shape) for key, value in head.state_dict().items()}
+    got = {key: list(value.shape) for key, value in weights.items()}
+    for key in sorted(expected.keys() | got.keys()):
+        if got.get(key) != expected.get(key):
+            raise ValueError(
+                f"training.start: {name} has {key} of shape {got.get(key)}; training.head needs {expected.get(key)}"
+            )
+    head.load_state_dict(weights)
 
 
 def _check_logits(head: Any, teacher: Teacher) -> None:

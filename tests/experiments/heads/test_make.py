@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from specdec.drafters.medusa_head import MedusaHead
 from specdec.experiments.training.heads.config import DataConfig, HeadTrainingConfig, check_settings
 from specdec.experiments.training.heads.make import make_head
 from specdec.target import Target
@@ -14,6 +15,7 @@ from specdec.target import Target
 from ...models import make_model
 from . import simple
 
+MEDUSA = "specdec.drafters.medusa_head.MedusaHead"
 SIMPLE = f"{simple.__name__}.SimpleHead"
 DATA = DataConfig("cache", packages=["stdlib"], prompt_tokens=6, new_tokens=10)
 
@@ -29,7 +31,7 @@ def _can_be_found(monkeypatch):
 
 
 def heads() -> dict[str, object]:
-    return {SIMPLE: simple.SimpleHead, "none.Head": object}
+    return {SIMPLE: simple.SimpleHead, MEDUSA: MedusaHead, "none.Head": object}
 
 
 def config(head=None, **settings) -> HeadTrainingConfig:
@@ -59,6 +61,17 @@ def test_the_seed_decides_the_first_weights(target):
 def test_a_head_that_is_none_or_does_not_fit(head, told, target):
     with pytest.raises(ValueError, match=told):
         make_head(config(head), target, ())
+
+
+def test_training_begins_from_another_head(target, tmp_path):
+    medusa = {"_target_": MEDUSA, "heads": 3}
+    first = make_head(config(medusa, seed=1), target, ())[0]
+    first.save(tmp_path)
+    further = make_head(config(medusa, start=str(tmp_path)), target, ())[0]
+    assert first.state_dict().keys() == further.state_dict().keys()
+    assert all(torch.equal(weight, further.state_dict()[key]) for key, weight in first.state_dict().items())
+    with pytest.raises(ValueError, match=r"training.start: .* of shape None; training.head needs \["):
+        make_head(config({**medusa, "heads": 4}, start=str(tmp_path)), target, ())
 
 
 def test_sequences_too_short(target):
