@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from specdec import loading, registry
 from specdec.core import AcceptanceRule, TreePolicy, Verdict
@@ -32,12 +31,6 @@ from specdec.tree.token_tree import TokenTree
 
 Json = dict[str, Any]
 BINARY = [[int(bit) for bit in f"{i:0{depth}b}"] for depth in range(1, 5) for i in range(1 << depth)]
-DRAFTS: dict[str, tuple[TreePolicy, str]] = {  # shape, and the rule that is compared with rejection
-    "chain of 4": (chain(4), "block"),
-    "chain of 8": (chain(8), "block"),
-    "tree=static": (registry.build("tree", "static"), "traversal"),
-    "binary tree of 4 levels": (StaticTree(BINARY), "traversal"),
-}
 SEEDS = 1 << 32  # of judges, apart from those of texts
 
 
@@ -64,6 +57,16 @@ class Settings:
     output: str = "outputs/bench/accepted.json"
 
 
+def drafts() -> dict[str, tuple[TreePolicy, str]]:
+    """Shapes, and the rule that is compared with rejection."""
+    return {
+        "chain of 4": (chain(4), "block"),
+        "chain of 8": (chain(8), "block"),
+        "tree=static": (registry.build("tree", "static"), "traversal"),
+        "binary tree of 4 levels": (StaticTree(BINARY), "traversal"),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """A rule that writes plain text, and lets others judge the drafts meanwhile. For one slot.
@@ -80,6 +83,13 @@ class Judged:
 
     lossless: ClassVar[bool] = True
     shared_noise: ClassVar[bool] = False
+
+    def begin(self, text: int, temperature: float) -> None:
+        """Text number `text` begins: judges get seeds that no other text's have, so that texts are independent."""
+        count = len(self.judges.greedy)
+        for slot in range(count):
+            params = SamplingParams(temperature=temperature, seed=SEEDS + text * count + slot)
+            self.judges.start(slot, params, [])
 
     def __call__(self, tree: TokenTree, logits: Tensor, sampling: StepSampling) -> Verdict:
         """See AcceptanceRule."""
@@ -143,34 +153,27 @@ def measure_accepted(settings: Settings, told: Callable[[int, int], None] = lamb
         raise ValueError(f"prompts={settings.prompts}; there are {len(questions)}")
     target, draft = (loading.load_model(name, settings.device) for name in (settings.target, settings.draft))
     drafter = {"_target_": "specdec.drafters.draft_model.DraftModel", "model": draft}
+    shapes = drafts()
     rows, done = [], 0
-    for name, (policy, rule) in DRAFTS.items():
-        judged = Judged(
-            {each: registry.build("acceptance", each) for each in ("rejection", rule)}, judges(settings, target)
-        )
+    for name, (policy, rule) in shapes.items():
+        judges = Sampler(settings.judges, Target(target).vocab_size, target.device)
+        judged = Judged({each: registry.build("acceptance", each) for each in ("rejection", rule)}, judges)
         engine, counts = Engine(target, drafter, policy, judged), Counts()
-        for seed, question in enumerate(questions):
+        for number, question in enumerate(questions):
+            judged.begin(number, settings.temperature)
             prompt = tokenizer(question.turns[0])["input_ids"]
             room = (engine.target.max_positions or 1 << 30) - settings.tokens
-            sampling = SamplingParams(temperature=settings.temperature, seed=seed)
+            sampling = SamplingParams(temperature=settings.temperature, seed=number)
             serve(engine, [Request(prompt[-room:], settings.tokens, sampling)])
             counts.add(judged)
             done += 1
-            told(done, len(DRAFTS) * len(questions))
+            told(done, len(shapes) * len(questions))
         rows.append(counts.row(name, rule))
     return {
         "what": "tokens a step of rules that judge the same drafts, at every place of plain texts",
         "rows": rows,
         "provenance": provenance.collect(provenance.command_line(), dataclasses.asdict(settings), {}),
     }
-
-
-def judges(settings: Settings, target: PreTrainedModel) -> Sampler:
-    """A slot for each, with a seed of its own."""
-    made = Sampler(settings.judges, Target(target).vocab_size, target.device)
-    for slot in range(settings.judges):
-        made.start(slot, SamplingParams(temperature=settings.temperature, seed=SEEDS + slot), [])
-    return made
 
 
 def show(measured: Json) -> Table:
