@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from specdec.experiments.provenance import cpu_model
+
 COPY_BYTES = 256 << 20
 
 
@@ -41,14 +43,20 @@ def peak_bandwidth(device: torch.device, repeats: int = 5) -> float:
     target = torch.zeros_like(source)
     best = 0.0
     for _ in range(repeats):
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         target.copy_(source)
-        _wait(device)
+        wait(device)
         best = max(best, 2 * COPY_BYTES / (time.perf_counter() - started))
     return best
 
 
-def _wait(device: torch.device) -> None:
+def device_name(device: torch.device) -> str:
+    """Of the GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

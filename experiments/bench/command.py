@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from specdec.experiments.bench import accepted, curve, measure, ops, retrieval, rules, skip, step, tables
+from specdec.experiments.bench import accepted, curve, machine, measure, ops, retrieval, rules, skip, step, tables
 from specdec.experiments.bench.grid import Cell, cells, step_cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
 from specdec.experiments.bench.plot import cost_curve, roofline
@@ -42,7 +42,7 @@ def bench(arguments: list[str]) -> None:
     part, rest = arguments[0], arguments[1:]
     parts: dict[str, Callable[[list[str]], None]] = {"kernels": _kernels, "ops": _ops, "step": _step}
     parts |= {"curve": _curve, "retrieval": _retrieval, "skip": _skip, "rules": _rules, "accepted": _accepted}
-    parts |= {"table": _table}
+    parts |= {"table": _table, "machine": _machine}
     if part not in parts:
         raise unknown("benchmark", part, parts)
     parts[part](rest)
@@ -155,6 +155,17 @@ def _curve(arguments: list[str]) -> None:
     Console().print(curve.show(measured))
     cost_curve(measured, file.with_suffix(".png"))
     print(json.dumps({"output": str(file), "cells": len(measured["nodes"])}))
+
+
+def _machine(arguments: list[str]) -> None:
+    settings = from_named(machine.Settings, arguments)
+    with _progress() as progress:
+        progress.add_task("streams and products", total=None)
+        measured = machine.measure_settings(settings)
+    curve.write(measured, Path(settings.output))
+    Console().print(machine.show(measured))
+    print(f"specdec run experiment=latency machine={settings.output}")
+    print(json.dumps({"output": settings.output, "products": len(measured["products"])}))
 
 
 def _retrieval(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 
-from specdec.experiments.bench import accepted, curve, retrieval, rules, skip
+from specdec.experiments.bench import accepted, curve, machine, retrieval, rules, skip
 from specdec.experiments.bench.op_runs import OPS
 
 INDENT = " " * 6
@@ -32,6 +32,9 @@ name=value, with the defaults below; after `=` nothing means none.
   specdec bench curve       a step's cost by its nodes, for seconds=; with a drafter also what a level of drafts costs
                             and how often each rank is right: for tree=sequoia, drafter=adaptive
 {defaults(curve.Settings)}
+  specdec bench machine     memory bandwidth and FLOP/s, square and skinny, in the target's dtype and float32; for
+                            specdec run machine=FILE, which tells what share of them a method reaches
+{defaults(machine.Settings)}
   specdec bench retrieval   what a lookup of drafter=retrieval costs; with packages=NAME,NAME also in a datastore that
                             is made of their texts on the spot
 {defaults(retrieval.Settings)}
