@@ -64,8 +64,15 @@ def test_the_target_s_most_frequent_tokens_are_drafted(target, overrides, tmp_pa
     text = made[0].train
     written = [t for i in range(len(text)) for t in text.row(i)[text.prompt_lengths[i] :]]
     counts = torch.tensor(written).bincount()
-    drafted = load_file(tmp_path / "out" / "model.safetensors")["d2t"] + torch.arange(5)
+    first = load_file(tmp_path / "out" / "model.safetensors")
+    drafted = first["d2t"] + torch.arange(5)
     assert drafted.tolist() == counts.argsort(descending=True, stable=True)[:5].sort().values.tolist()
+    further = ["training.start=out", "training.output=further", "training.steps=1", "data.seed=1"]
+    assert main(["train", *eagle, *rest, *further, "training.learning_rate=1e-9"]) == 0, capsys.readouterr().err
+    second = load_file(tmp_path / "further" / "model.safetensors")
+    assert second["d2t"].equal(first["d2t"])  # what the weights were trained for, whatever this text has
+    assert all(torch.allclose(second[key], first[key], rtol=0, atol=1e-6) for key in first)
+    assert "trained further from `out`" in (tmp_path / "further" / "README.md").read_text()
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(overrides, tmp_path, monkeypatch, capsys):
@@ -109,6 +116,7 @@ def test_the_text_alone(overrides, tmp_path, capsys):
         (["drafter.tree=chain", "+drafter.tre=1"], "Did you mean 'tree'?"),
         (["training.head.heads=2", "drafter.tree={_target_: specdec.tree.static.chain, length: 3}"], "depth 2 or less"),
         (["training.batch=3", "training.accumulate=2"], "give a multiple of 2"),
+        (["training.start=nowhere"], "'nowhere'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
