@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,6 +130,23 @@ def test_other_commands(capsys, tmp_path):
     capsys.readouterr()
     assert "Did you mean 'run'?" in one_line(capsys, main(["rum"]))
     assert "has no summary.json" in one_line(capsys, main(["report", str(tmp_path)]))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], [], ["rum"], ["run", "--help"], ["train", "--help"], ["run", "drafter=ngrm"]]
+    + [["run", "foo=1"], ["run", "resume=/nowhere"], ["report", "--help"], ["trace", "--help"]],
+    ids=" ".join,
+)
+def test_answers_that_need_no_torch(words: list[str], tmp_path: Path):
+    """Loading it takes seconds."""
+    code = f"import sys; from specdec.experiments.cli import main; main({words}); sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(specdec.__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    child = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+    assert child.returncode == 0
+    assert child.stdout + child.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("command", "expected"), [("run", "drafter=ngram"), ("train", "experiment=train_tiny")])
