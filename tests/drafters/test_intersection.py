@@ -114,7 +114,6 @@ def test_a_vocabulary_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what is drafted
 
 
-@torch.inference_mode()
 def test_children_are_drawn_from_what_is_said_of_them() -> None:
     """At every node that has children: the draft model's distribution after its own tokens of the text and of the path,
     over shared tokens alone, through the sampling settings; and under those 0 for every other token."""
@@ -143,7 +142,8 @@ def test_children_are_drawn_from_what_is_said_of_them() -> None:
             for node in set(parents[1:]):
                 path = [int(own[drawn.tokens[slot, j]]) for j in reversed(climb(parents, node)[:-1])]
                 assert min(path, default=0) >= 0, "only shared tokens are drafted"
-                logits = model(torch.tensor([text + path])).logits[0, -1]
+                with torch.inference_mode():
+                    logits = model(torch.tensor([text + path])).logits[0, -1]
                 scores = torch.where(own >= 0, logits[own.clamp_min(0)], float("-inf"))
                 wanted = (scores / 0.8).softmax(-1)
                 got = drawn.draft_probs[slot, node].double()
