@@ -19,6 +19,7 @@ from specdec.experiments.workbench import Bench
 from specdec.inputs import eos_ids
 from specdec.metrics import DecodingStats
 from specdec.request import Request
+from specdec.request_stats import RequestStats
 from specdec.sampling import SamplingParams
 
 Step = tuple[int, int, dict[str, float]]  # emitted tokens, draft nodes so far, seconds by phase so far
@@ -140,6 +141,8 @@ def run_cell(bench: Bench, cell: Cell, records: Records, max_new_tokens: int) ->
             "accepted": request.accepted,
             "offered_by_depth": request.offered_by_depth,
             "accepted_by_depth": request.accepted_by_depth,
+            "children": request.children,
+            "ranks": request.ranks,
             "ttft": request.ttft,
             "tpot": request.tpot,
             "seconds": sum(phases.values()),
@@ -150,7 +153,7 @@ def run_cell(bench: Bench, cell: Cell, records: Records, max_new_tokens: int) ->
             "check": _check(bench, cell, prompts[number], expected[number], tokens),
         }
         named = {k: v for k, v in identity.items() if k != "category"}
-        result.append((row, [named | step for step in _step_rows(served.steps[number], timed)]))
+        result.append((row, [named | step for step in _step_rows(served.steps[number], request, timed)]))
     return result
 
 
@@ -211,7 +214,7 @@ def serve(
     return replace(served, peak_memory=peak_memory(bench.device))
 
 
-def _step_rows(steps: list[Step], timed: bool) -> list[dict[str, Any]]:
+def _step_rows(steps: list[Step], request: RequestStats, timed: bool) -> list[dict[str, Any]]:
     """Differences of running totals; the first entry is the prefill, which is no step."""
     rows = []
     for number, (before, (emitted, nodes, phases)) in enumerate(pairwise(steps), 1):
@@ -221,6 +224,8 @@ def _step_rows(steps: list[Step], timed: bool) -> list[dict[str, Any]]:
                 "step": number,
                 "emitted": emitted,
                 "nodes": nodes - before[1],
+                "children": request.children[number - 1],
+                "ranks": request.ranks[number - 1],
                 "seconds": round(sum(spent.values()), 7) if timed else None,
                 "phases": spent if timed else None,
             }

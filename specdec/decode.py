@@ -16,7 +16,7 @@ from specdec.metrics import DecodingStats
 from specdec.phase_clock import PhaseClock
 from specdec.request import Generation, Request
 from specdec.request_stats import RequestStats
-from specdec.step import Step, on
+from specdec.step import Step, on, read_record
 from specdec.tree.token_tree import TokenTree
 
 Emission = tuple[Generation, list[int]]  # a request and its new tokens
@@ -121,15 +121,16 @@ class Decoding:
         for slot, (row, generation) in enumerate(zip(flight.read(), flight.generations, strict=False)):
             if generation is None or generation.finished:
                 continue
-            count, size, riders, height, offered, damaged, astray, *tokens = row
-            if not count:
+            step = read_record(row)
+            if not step.tokens:
                 raise ValueError("the drafter proposed a tree of size 0 for a running text; propose its root at least")
-            if astray:
+            if step.astray:
                 raise ValueError("the drafter proposed a tree whose root is not `roots`, the last token of the text")
-            if damaged:
+            if step.damaged:
                 raise ValueError(f"the target's {NAN_LOGITS}")
-            emission = self._emit(slot, generation, tokens[:count])
-            generation.stats.record(count, len(emission[1]), size, height, bool(offered), riders)
+            emission = self._emit(slot, generation, step.tokens)
+            kept = len(emission[1])
+            generation.stats.record(kept, step.size, step.height, step.children, step.ranks, step.riders)
             emissions.append(emission)
         return emissions
 

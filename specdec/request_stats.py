@@ -19,6 +19,8 @@ class RequestStats:
         accepted: accepted draft tokens (bonus not counted, cut or not).
         offered_by_depth: steps in which the walk stood at a node of depth d - 1 that had children, for d = 1, 2, ...
         accepted_by_depth: steps in which a node of depth d was accepted, for d = 1, 2, ...
+        children: of every step, how many children the nodes of the accepted path had, the root first.
+        ranks: of every step, the accepted nodes' places among their siblings, from depth 1 on; 0 is the first.
         start, first, end: seconds on one clock: entering, first token, last token.
     """
 
@@ -30,6 +32,8 @@ class RequestStats:
     accepted: int = 0
     offered_by_depth: list[int] = field(default_factory=list)
     accepted_by_depth: list[int] = field(default_factory=list)
+    children: list[list[int]] = field(default_factory=list)
+    ranks: list[list[int]] = field(default_factory=list)
     start: float = 0.0
     first: float = 0.0
     end: float = 0.0
@@ -59,10 +63,15 @@ class RequestStats:
         """This request's emitted tokens per step; NaN without a step."""
         return ratio(sum(self.accept_lengths), self.steps)
 
-    def record(self, emitted: int, kept: int, size: int, height: int, offered: bool, riders: int = 0) -> None:
-        """One step: `emitted` tokens of which `kept` were before the end; the tree's size and height; whether the node
-        at which the walk stopped had children; the rows beside the tree."""
+    def record(
+        self, kept: int, size: int, height: int, children: list[int], ranks: list[int], riders: int = 0
+    ) -> None:
+        """One step: its tokens before the end; the tree's size and height; how many children the nodes of the accepted
+        path had, and which of them were accepted; the rows beside the tree."""
+        emitted, offered = len(children), bool(children[-1])
         self.accept_lengths.append(kept)
+        self.children.append(children)
+        self.ranks.append(ranks)
         self.nodes += size - 1
         self.riders += riders
         self.proposed_depth += height

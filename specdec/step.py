@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from specdec.target import Target
 from specdec.tree.token_tree import TokenTree
 
 Lap = Callable[[str], None]  # told after every phase which one it was
+COLUMNS = 6  # of a record, before the tokens
 
 
 class Step:
@@ -114,15 +115,48 @@ def unheard(phase: str) -> None:
 
 
 def record(tree: TokenTree, verdict: Verdict, emitted: Tensor, logits: Tensor, astray: Tensor) -> Tensor:
-    """What the host wants to know of a step, `[B, 7 + D]` int64.
+    """What the host wants to know of a step, `[B, 6 + 3 D]` int64.
 
-    Per slot: tokens emitted, tree size, riders, tree height, whether the node at which the walk stopped had children,
-    whether its logits are NaN, whether the tree begins with another token than the text's last, and the tokens.
+    Per slot: tokens emitted, tree size, riders, tree height, whether the logits at which the walk stopped are NaN,
+    whether the tree begins with another token than the text's last; then the tokens, of every node of the path how many
+    children it had, and the place of the next one among them, 0 being the first. See `read_record`.
     """
     last = verdict.last  # [B, 1]
-    offered = (tree.parents == last).any(-1)
+    below = tree.parents[:, None] == verdict.path[..., None]  # [B, D, N]
+    following = torch.cat([verdict.path[:, 1:], verdict.path.new_full((len(last), 1), -1)], 1)  # [B, D]
+    node = torch.arange(tree.max_nodes, device=last.device)
+    earlier = below & (node < following[..., None])  # [B, D, N]
     height = tree.depths.amax(-1)
     damaged = logits[torch.arange(len(last), device=last.device), last[:, 0]].isnan().any(-1)
     riders = tree.rows.sizes - tree.sizes
-    columns = [verdict.num_accepted, tree.sizes, riders, height, offered, damaged, astray]
-    return torch.cat([torch.stack([c.long() for c in columns], 1), emitted], 1)
+    columns = [verdict.num_accepted, tree.sizes, riders, height, damaged, astray]
+    return torch.cat([torch.stack([c.long() for c in columns], 1), emitted, below.sum(-1), earlier.sum(-1)], 1)
+
+
+class Recorded(NamedTuple):
+    """A slot's part of a record, on the host.
+
+    Attributes:
+        size, riders, height: of the tree.
+        damaged, astray: see `record`.
+        tokens: emitted.
+        children: how many the nodes of the accepted path had, the root first.
+        ranks: of the accepted nodes below the root, each its place among its siblings.
+    """
+
+    size: int
+    riders: int
+    height: int
+    damaged: bool
+    astray: bool
+    tokens: list[int]
+    children: list[int]
+    ranks: list[int]
+
+
+def read_record(row: Sequence[int]) -> Recorded:
+    """`row`: of a record's list."""
+    count, size, riders, height, damaged, astray = row[:COLUMNS]
+    width = (len(row) - COLUMNS) // 3
+    tokens, children, ranks = (list(row[COLUMNS + i * width :][:count]) for i in range(3))
+    return Recorded(size, riders, height, bool(damaged), bool(astray), tokens, children, ranks[:-1])

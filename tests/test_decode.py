@@ -307,7 +307,7 @@ def test_metrics_by_hand(target: Target, plain: list[list[int]]) -> None:
     wrong = [(token + 1) % VOCAB for token in t]
     trees = [
         [],  # nothing drafted: emits t1
-        [[t[2]], [wrong[2], 5]],  # 3 nodes, height 2, accepts t2 (a leaf), emits t2 t3
+        [[wrong[2], 5], [t[2]]],  # 3 nodes, height 2, accepts t2 (the second child, a leaf), emits t2 t3
         [[wrong[4]]],  # 1 node, height 1, accepts nothing, emits t4
         [[t[5], t[6], wrong[7]], [t[5], wrong[6]]],  # 4 nodes, height 3, accepts t5 t6, emits t5 t6 t7
         [[t[8], t[9], t[10], t[11]]],  # 4 nodes, height 4, accepts all, emits t8 ... t12, of which 3 are wanted
@@ -323,6 +323,8 @@ def test_metrics_by_hand(target: Target, plain: list[list[int]]) -> None:
     assert request.accepted == 0 + 1 + 0 + 2 + 4
     assert request.offered_by_depth == [4, 2, 2, 1]
     assert request.accepted_by_depth == [3, 2, 1, 1]
+    assert request.children == [[0], [2, 0], [1], [1, 2, 1], [1, 1, 1, 1, 0]]
+    assert request.ranks == [[], [1], [], [0, 0], [0, 0, 0, 0]]
     assert stats.accept_lengths == [[1, 2, 1, 3, 3]]
     assert stats.mean_accepted_length_pooled == pytest.approx(10 / 5)
     assert stats.block_efficiency == pytest.approx(11 / 6)

@@ -14,9 +14,9 @@ from specdec.request_stats import RequestStats
 
 
 def request(
-    prompt: int, steps: list[tuple[int, int, int, int, bool]], times: tuple[float, float, float]
+    prompt: int, steps: list[tuple[int, int, int, list[int], list[int]]], times: tuple[float, float, float]
 ) -> RequestStats:
-    """Steps are (emitted, kept, size, height, offered)."""
+    """Steps are (kept, size, height, children, ranks)."""
     made = RequestStats(prompt_tokens=prompt, start=times[0], first=times[1], end=times[2])
     for step in steps:
         made.record(*step)
@@ -26,9 +26,10 @@ def request(
 @pytest.fixture
 def stats() -> DecodingStats:
     # first: a chain of 3 whose 2 first tokens were accepted; a chain of 3 of which none was; a root alone
-    first = request(10, [(3, 3, 4, 3, True), (1, 1, 4, 3, True), (1, 1, 1, 0, False)], (0.0, 0.5, 2.0))
+    steps = [(3, 4, 3, [1, 1, 1], [0, 0]), (1, 4, 3, [1], list[int]()), (1, 1, 0, [0], list[int]())]
+    first = request(10, steps, (0.0, 0.5, 2.0))
     # second: a chain of 2 accepted to its leaf, but the text ended one token earlier
-    second = request(4, [(3, 2, 3, 2, False)], (1.0, 1.25, 2.25))
+    second = request(4, [(2, 3, 2, [1, 1, 0], [0, 0])], (1.0, 1.25, 2.25))
     phases = {"prefill": 1.0, "draft": 0.5, "verify": 2.0, "accept": 0.25, "commit": 0.25, "host": 1.0}
     return DecodingStats([first, second], phases, forwards=4)
 
@@ -62,7 +63,7 @@ def test_acceptance_by_depth(stats):
 
 
 def test_a_tree_proposes_its_height_along_the_depth_and_all_its_nodes():
-    tree = DecodingStats([request(1, [(2, 2, 9, 3, True)], (0.0, 1.0, 2.0))])
+    tree = DecodingStats([request(1, [(2, 9, 3, [3, 2], [1])], (0.0, 1.0, 2.0))])
     assert tree.draft_acceptance_rate == 1 / 3
     assert tree.node_acceptance_rate == 1 / 8
 

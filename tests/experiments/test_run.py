@@ -92,6 +92,10 @@ def test_every_experiment_runs(experiment, specdec_run, small, capsys):
     steps = read_rows(directory / "steps.jsonl")
     assert Counter(key_of(s) for s in steps) == {key_of(r): r["steps"] for r in rows if r["steps"]}
     assert sum(s["emitted"] for s in steps) == sum(sum(r["accept_lengths"]) for r in rows)
+    assert [s["ranks"] for s in steps] == [ranks for r in rows for ranks in r["ranks"]]
+    assert [s["children"] for s in steps] == [children for r in rows for children in r["children"]]
+    assert all(rank < count for s in steps for rank, count in zip(s["ranks"], s["children"], strict=False))
+    assert all(len(s["children"]) == len(s["ranks"]) + 1 >= s["emitted"] for s in steps)
 
 
 def test_methods_take_turns_and_prompts_are_the_same(specdec_run, draft):
