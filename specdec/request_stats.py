@@ -63,9 +63,7 @@ class RequestStats:
         """This request's emitted tokens per step; NaN without a step."""
         return ratio(sum(self.accept_lengths), self.steps)
 
-    def record(
-        self, kept: int, size: int, height: int, children: list[int], ranks: list[int], riders: int = 0
-    ) -> None:
+    def record(self, kept: int, size: int, height: int, children: list[int], ranks: list[int], riders: int = 0) -> None:
         """One step: its tokens before the end; the tree's size and height; how many children the nodes of the accepted
         path had, and which of them were accepted; the rows beside the tree."""
         emitted, offered = len(children), bool(children[-1])
