@@ -4,13 +4,19 @@
 
 Code, tests, prose and the functions to edit come from files the training split holds out, at the versions that
 constraints.txt pins. The standard library is left out, since nothing pins that.
+
+    python -m specdec.experiments.prompts.make_questions --training outputs/questions.jsonl
+
+writes many more of the same kinds out of the files that training has seen, for heads to learn from.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -32,6 +38,8 @@ CATEGORIES = {
 PER_CATEGORY = 20
 PER_FILE = 4  # of one category, so that no file dominates
 SEED = 20_260  # training draws its tables with seeds 0, 1, ...
+TRAINING_PER_CATEGORY = 400
+TRAINING_SEED = 2
 
 
 def make_questions() -> tuple[str, str]:
@@ -40,23 +48,43 @@ def make_questions() -> tuple[str, str]:
     held_out = [d for d in documents if d.held_out]
     seen = "\0".join(d.text for d in documents if not d.held_out)
     rng = random.Random(SEED)
-    questions: list[dict[str, object]] = []
-    sources: dict[str, str] = {}
+    chosen = []
     for category, make in CATEGORIES.items():
         candidates = [c for _ in range(3) for c in make(held_out, rng)]  # other cuts of the same passages
-        for chosen in choose(candidates, seen, rng):
-            number = len(questions) + 1
-            questions.append(
-                {
-                    "question_id": number,
-                    "category": category,
-                    "turns": [chosen.prompt],
-                    "reference": [chosen.reference],
-                }
-            )
-            sources[str(number)] = chosen.source
-    lines = "".join(json.dumps(q, ensure_ascii=True) + "\n" for q in questions)
-    return lines, json.dumps(sources, indent=1) + "\n"
+        chosen += [(category, c) for c in choose(candidates, seen, rng)]
+    sources = {str(number): c.source for number, (_, c) in enumerate(chosen, 1)}
+    return _lines(chosen), json.dumps(sources, indent=1) + "\n"
+
+
+def make_training_questions(per_category: int = TRAINING_PER_CATEGORY) -> str:
+    """The same kinds of prompts out of the files that training has seen, in Spec-Bench's form.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    documents, _ = read_corpus(PACKAGES)
+    seen = [d for d in documents if not d.held_out]
+    rng = random.Random(TRAINING_SEED)
+    chosen: list[tuple[str, Candidate]] = []
+    for category, make in CATEGORIES.items():
+        candidates = []
+        while len(candidates) < per_category:
+            more = [c for c in make(seen, rng) if c.fits]
+            if not more:
+                raise ValueError(f"found no prompts of the category {category} in {', '.join(PACKAGES)}")
+            candidates += more
+        rng.shuffle(candidates)
+        chosen += [(category, c) for c in candidates[:per_category]]
+    rng.shuffle(chosen)
+    return _lines(chosen)
+
+
+def _lines(chosen: Sequence[tuple[str, Candidate]]) -> str:
+    rows = (
+        {"question_id": number, "category": category, "turns": [c.prompt], "reference": [c.reference]}
+        for number, (category, c) in enumerate(chosen, 1)
+    )
+    return "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
 
 
 def choose(candidates: list[Candidate], seen: str, rng: random.Random) -> list[Candidate]:
@@ -103,7 +131,15 @@ def _overlaps(candidate: Candidate, seen: str) -> bool:
 
 
 def main() -> None:
-    """Write both files beside this one."""
+    """Write both files beside this one, or the file that is asked for."""
+    parser = argparse.ArgumentParser(description="Make the shipped prompts, or prompts to train heads with.")
+    parser.add_argument("--training", type=Path, metavar="FILE", help="write prompts out of training files there")
+    file = parser.parse_args().training
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(make_training_questions(), encoding="ascii")
+        print(f"wrote {file}: {len(CATEGORIES) * TRAINING_PER_CATEGORY} prompts")
+        return
     folder = Path(str(resources.files(__package__)))
     for name, text in zip(("question.jsonl", "sources.json"), make_questions(), strict=True):
         (folder / name).write_text(text, encoding="ascii")
