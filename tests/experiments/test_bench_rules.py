@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specdec import registry
+from specdec import noise, registry
 from specdec.acceptance.rejection import Rejection
-from specdec.experiments.bench import rules
+from specdec.experiments.bench import plain_rules, rules
 from specdec.experiments.cli import main
 from specdec.sampling import Sampler, SamplingParams
 from specdec.tree.token_tree import TokenTree
@@ -48,6 +48,109 @@ def test_rules_against_their_plain_steps(
     rules.check(name, registry.build("acceptance", name), batch)
 
 
+def made(kind: tuple[str, str], nodes: int = 12, batch: int = 5, vocab: int = 60) -> list[rules.Batch]:
+    """Trees as they are timed."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(batch, nodes, vocab, generator=generator) * 2
+    return rules._batches(rules.Settings(nodes=nodes), *kind, logits, logits + logits.roll(1, -1) / 2)
+
+
+KINDS = [(name, kind) for name, kinds in rules.JUDGED.items() for kind in kinds]
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_a_rule_that_reads_other_logits_is_wrong(name: str, kind: tuple[str, str]) -> None:
+    """By half: in one of 20 sequences at least that shows. No choice of these happens to be as close as rounding."""
+    rule = registry.build("acceptance", name)
+
+    class Wrong:
+        lossless, _fits = rule.lossless, getattr(rule, "_fits", None)
+
+        def __call__(self, tree: Any, logits: Any, sampling: Any) -> Any:
+            return rule(tree, logits * 1.5, sampling)
+
+    wrong: Any = Wrong()
+    batches_made = made(kind)
+    assert sum(rules.check(name, rule, each)[1] for each in batches_made) == 0
+    nodes = [plain_rules.Nodes(*each.alone(b)) for each in batches_made for b in range(5)]
+    for each in nodes:
+        rules.plain(name, rule, batches_made[0].tree)(each)
+    assert not any(each.close for each in nodes)
+    with pytest.raises(ValueError, match=f"{name} accepts the nodes .*; expected"):
+        sum(rules.check(name, wrong, each)[1] for each in batches_made)
+
+
+@pytest.mark.parametrize(("off", "tie"), [(2e-6, True), (1e-3, False)])
+def test_a_choice_that_rounding_makes_is_a_tie(off: float, tie: bool) -> None:
+    """The draft gives the child so much that it is just accepted; the rule sees a little more and refuses it."""
+    sampler = Sampler(1, VOCAB, CPU)
+    sampler.start(0, SamplingParams(temperature=1.0, seed=5), [0])
+    position = torch.tensor([7], dtype=torch.int32)
+    tree, logits = TokenTree.chain(torch.tensor([[0, 1]])), torch.zeros(1, 2, VOCAB)
+    keys = sampler.at(position, 2, [0]).keys(noise.ACCEPT_STREAM, 0)
+    offered = 1 / VOCAB / float(noise.uniform(keys, 1)) / (1 + off / 2)
+    assert offered < 1
+    draft = torch.full((1, 2, VOCAB), (1 - offered) / (VOCAB - 1))
+    draft[..., 1] = offered
+    tree = TokenTree(tree.tokens, tree.parents, tree.sizes, draft)
+
+    class Rounding(Rejection):
+        def __call__(self, tree: Any, logits: Any, sampling: Any) -> Any:
+            more = TokenTree(tree.tokens, tree.parents, tree.sizes, tree.draft_probs * (1 + off))
+            return Rejection()(more, logits, sampling)
+
+    batch = rules.Batch(tree, logits, sampler, [sampler], position)
+    assert rules.check("rejection", Rejection(), batch) == (1.0, 0)
+    if tie:
+        assert rules.check("rejection", Rounding(), batch) == (0.0, 1)
+    else:
+        with pytest.raises(ValueError, match=r"rejection accepts the nodes \[0\] .*; expected \[0, 1\]"):
+            rules.check("rejection", Rounding(), batch)
+
+
+def test_close_choices() -> None:
+    """Of tokens, of a threshold, and of paths: those that a share of 1e-5 would turn, and those that it would not."""
+    sampler = Sampler(1, VOCAB, CPU)
+    sampler.start(0, SamplingParams(temperature=1.0, seed=4), [0])
+
+    def nodes(*probs: float) -> plain_rules.Nodes:
+        """A root with children 0 and 1."""
+        tree = TokenTree.from_lists([([2, 0, 1], [-1, 0, 0])])
+        logits = torch.tensor([*probs, *[1e-9] * (VOCAB - len(probs))]).log().expand(1, 3, VOCAB)
+        return plain_rules.Nodes(tree, logits, sampler.at(torch.tensor([7], dtype=torch.int32), 3, [0]))
+
+    noises = noise.gumbel(sampler.at(torch.tensor([7]), 3, [0]).keys(noise.RESIDUAL_STREAM, 0), VOCAB)[0]
+    even = (-noises).exp()  # weights at which every token is as good as drawn
+    for first, second, close in ((1.0, 1 - 3e-6, True), (1.0, 0.999, False), (1 - 3e-6, 1.0, True)):
+        each = nodes(0.5, 0.5)
+        assert each.draw(torch.tensor([first, second, 0, 0, 0]) * even, 0) == int(second > first)
+        assert each.close == close
+        each = nodes(first, second)
+        assert each.likeliest(0) == int(second > first)
+        assert each.close == close
+    for least, close in ((0.6 * (1 + 3e-6), True), (0.6 * (1 - 3e-6), True), (0.61, False), (0.59, False)):
+        each = nodes(0.6, 0.4)
+        path, _ = plain_rules.deepest(lambda probs, least=least: probs >= least)(each)  # type: ignore[misc]
+        assert path == ([0, 1] if least < 0.6 else [0])
+        assert each.close == close
+    for first, close in ((0.5 + 1e-6, True), (0.51, False)):
+        each = nodes(first, 1 - first)
+        assert plain_rules.deepest(lambda probs: probs >= 0.1)(each)[0] == [0, 1]
+        each.close = False
+        plain_rules.deepest(lambda probs: probs >= 0.1)(each)
+        assert each.close == close
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_plain_steps_stay_on_the_device_of_the_logits(name: str, kind: tuple[str, str]) -> None:
+    """A tensor that is made without naming a device is made where there are no contents, and cannot be used."""
+    each = made(kind)[0]
+    rule = registry.build("acceptance", name)
+    expected = rules.plain(name, rule, each.tree)(plain_rules.Nodes(*each.alone(2)))
+    with torch.device("meta"):
+        assert rules.plain(name, rule, each.tree)(plain_rules.Nodes(*each.alone(2))) == expected
+
+
 @pytest.mark.parametrize("top_p", ["1.0", "0.9"])
 def test_the_command_times_every_rule(top_p: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "made" / "rules.json"
@@ -60,6 +163,7 @@ def test_the_command_times_every_rule(top_p: str, tmp_path: Path, capsys: pytest
     for row in measured["rows"]:
         assert row["microseconds"] == sorted(row["microseconds"])
         assert row["rounds"] >= 5
+        assert row["ties"] == 0
         low, middle, high = (a / b for a, b in zip(row["microseconds"], reversed(row["verify"]), strict=True))
         assert row["share"][0] <= high * 1.01
         assert row["share"][2] >= low * 0.99
