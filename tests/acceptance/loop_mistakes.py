@@ -1,4 +1,5 @@
-"""Mistakes in the loop around the rules: positions, visibility, KV, noise, states of requests; and in rejection."""
+"""Mistakes in the loop around the rules: positions, visibility, KV, noise, states of requests; in rejection, and in exact
+passes."""
 
 from __future__ import annotations
 
@@ -170,5 +171,54 @@ LOOP_MISTAKES: dict[str, Mistake] = {
         "if path.shape[-1]:",
         "if False:",
         "test_decode.py::test_plain_decoding_is_the_models_own",
+    ),
+    "exact: a row of a chain sees those after its block": Mistake(
+        "specdec.exact:cut",
+        "sizes = sizes - (",
+        "sizes = sizes - 0 * (",
+        "test_exact_mode.py::test_prompts_are_as_if_they_were_decoded_whatever_their_batch",
+    ),
+    "exact: a later block's KV is written over the first one's": Mistake(
+        "specdec.exact:cut",
+        "place + low - row, low",
+        "place, low",
+        "test_exact_mode.py::test_a_chain_is_one_token_decoding_at_every_depth[torch.float32]",
+    ),
+    "exact: a block has as many rows as there are": Mistake(
+        "specdec.exact:in_blocks",
+        "wanted = None if keep is None else keep.tolist()",
+        "wanted, size = None if keep is None else keep.tolist(), min(size, len(tokens))",
+        "test_exact_mode.py::test_a_row_in_a_tree_in_a_batch_is_that_of_one_token_decoding[llama-torch.float32]",
+    ),
+    "exact: a path's keys are added in another order": Mistake(
+        "specdec.kernels.tree_attention.packed:_attend_rows",
+        "x.index_select(2, slots)",
+        "x.index_select(2, slots.flip(0))",
+        "test_exact_mode.py::test_a_row_in_a_tree_in_a_batch_is_that_of_one_token_decoding[llama-torch.float32]",
+    ),
+    "exact: a library that minds the place of a row is trusted": Mistake(
+        "specdec.exact:_keeps_bits",
+        "return _keeps_bits_in_any_order(target, rows) and _keeps_bits_in_company(target, rows)",
+        "return True",
+        "test_exact_mode.py::test_a_library_that_minds_the_place_is_found_out",
+    ),
+    "exact: a library that minds the company of a row is trusted": Mistake(
+        "specdec.exact:_keeps_bits",
+        " and _keeps_bits_in_company(target, rows)",
+        "",
+        "test_exact_mode.py::test_a_library_that_minds_the_company_is_found_out[uneven_queries]",
+    ),
+    "exact: a model that was moved is not tried again": Mistake(
+        "specdec.exact:choose_rows",
+        "target.model.dtype, target.device)",
+        "None, target.device)",
+        "test_exact_mode.py::test_a_model_that_has_moved_is_tried_anew",
+    ),
+    "exact: the fused kernel takes trees": Mistake(
+        "specdec.exact:check_chains",
+        "(depths == node + first)",
+        "(depths <= node + first)",
+        "test_exact_mode.py::test_the_fused_kernel_takes_chains_and_refuses_trees",
+        "Failed: DID NOT RAISE",
     ),
 }

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
+from .drafter_mistakes import DRAFTER_MISTAKES
 from .loop_mistakes import LOOP_MISTAKES
 from .mistake import Mistake
 from .rule_mistakes import RULE_MISTAKES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MISTAKES = LOOP_MISTAKES | RULE_MISTAKES
+MISTAKES = LOOP_MISTAKES | RULE_MISTAKES | DRAFTER_MISTAKES
 QUICK = ("the root counts twice", "the residual is not normalised", "an end within a path is not seen")
 
 
