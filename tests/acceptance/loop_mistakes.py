@@ -1,5 +1,5 @@
-"""Mistakes in the loop around the rules: positions, visibility, KV, noise, states of requests; in rejection, and in exact
-passes."""
+"""Mistakes in the loop around the rules: positions, visibility, KV, noise, states of requests; in rejection, and in
+exact passes."""
 
 from __future__ import annotations
 
