@@ -98,3 +98,20 @@ def test_lengths_in_tokens():
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     for question in QUESTIONS:
         assert 50 <= len(tokenizer.encode(question["turns"][0]).ids) <= 400
+
+
+def test_training_prompts_are_out_of_training_files(monkeypatch):
+    documents = [d for d in read_corpus(["networkx"])[0] if "/algorithms/a" in d.path or d.held_out]
+    monkeypatch.setattr(make_questions, "read_corpus", lambda packages: (documents, []))
+    text = make_questions.make_training_questions(2)
+    assert text == make_questions.make_training_questions(2)
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["question_id"] for row in rows] == list(range(1, 11))
+    assert Counter(row["category"] for row in rows) == dict.fromkeys(make_questions.CATEGORIES, 2)
+    seen = "\0".join(d.text for d in documents if not d.held_out)
+    for row in rows:
+        if row["category"] in ("code", "tests", "docs"):
+            assert row["turns"][0] in seen
+    monkeypatch.setattr(make_questions, "read_corpus", lambda packages: (documents[:1], []))
+    with pytest.raises(ValueError, match="found no prompts of the category"):
+        make_questions.make_training_questions(2)
