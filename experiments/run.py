@@ -14,6 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from specdec import metrics, registry
 from specdec.experiments import display, machine, provenance
+from specdec.experiments.acceptance_shown import says_more, show_acceptance
+from specdec.experiments.acceptance_tables import write_vectors
 from specdec.experiments.answers import write_answers
 from specdec.experiments.config import RunConfig
 from specdec.experiments.data import Questions
@@ -85,11 +87,15 @@ def _write(
     theirs = _transformers(config, bench, questions, directory, console) if config.transformers_batch else None
     summary = _summary(config, bench, questions, records, bandwidth, total) | {"transformers": theirs}
     write_text(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
+    vectors = write_vectors(directory, config.target["name"], summary["methods"], list(records.finished.values()))
     write_answers(directory / "answers", config.target["name"], list(records.finished.values()))
     display.show_table(console, summary)
     if is_compared(summary):
         show_leaderboard(console, summary)
         console.print(f"Leaderboard: {write_leaderboard(directory, summary)}", highlight=False, soft_wrap=True)
+    elif says_more(summary):
+        show_acceptance(console, summary)
+        console.print(f"For tree=sequoia: {', '.join(map(str, vectors))}", highlight=False, soft_wrap=True)
     if theirs or any(entry["lossless"]["verdict"] == "no" for entry in summary["methods"]):
         show_differences(console, summary)
     display.show_notes(console, summary["notes"])

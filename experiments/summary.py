@@ -8,6 +8,7 @@ from typing import Any
 
 from specdec import metrics, registry
 from specdec.core import AcceptanceRule
+from specdec.experiments.acceptance_tables import acceptance_tables
 from specdec.experiments.machine_noise import AGAIN, add_noise
 from specdec.experiments.methods import Method
 from specdec.experiments.records import Row
@@ -44,6 +45,7 @@ def summarise(
             "lossless": checked,
             "metrics": _metrics(own, cost, peak_bandwidth),
             "speedup": _speedup(method, own, base, checked["verdict"], seed),
+            "accepted_by": acceptance_tables(own),
             "by_category": {},
         }
         for category in sorted({r["category"] for r in own}):
@@ -52,6 +54,7 @@ def summarise(
                 "requests": len(part),
                 "metrics": _metrics(part, cost, peak_bandwidth),
                 "speedup": _speedup(method, part, other, checked["verdict"], seed),
+                "accepted_by": acceptance_tables(part, whole=False),
             }
         entries.append(entry)
     entries = [without_nan(entry) for entry in entries]

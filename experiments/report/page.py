@@ -12,6 +12,7 @@ from specdec.experiments import machine_noise
 from specdec.experiments.leaderboard import is_compared, recommendations
 from specdec.experiments.records import write_text
 from specdec.experiments.report import text
+from specdec.experiments.report.acceptance import acceptance_figures
 from specdec.experiments.report.examples import examples
 from specdec.experiments.report.figures import figures
 from specdec.experiments.report.headline import best, headline
@@ -53,7 +54,7 @@ def render(run: RunFiles) -> str:
         groups=groups(methods),
         phases=PHASES,
         winner=winner["name"] if winner and machine_noise.is_faster(winner["speedup"]) else None,
-        figures=figures(methods),
+        figures=[*figures(methods), *acceptance_figures(methods)],
         categories=sorted({c for m in methods for c in m.entry["by_category"]}),
         longest=max([length_of(part) or 1.0 for part in parts], default=1.0),
         example_method=shown_in_full["name"] if shown_in_full else "",

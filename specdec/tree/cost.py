@@ -67,13 +67,22 @@ def read_curve(file: str | Path) -> Mapping[str, Any]:
     Raises:
         ValueError: it is not there, or something else.
     """
-    try:
-        content = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cost curve {str(file)!r} cannot be read ({error}); see: specdec bench curve") from error
+    content = read_json(file, "cost curve")
     if not isinstance(content, dict) or not {"nodes", "cost"} <= content.keys():
         raise ValueError(f"{str(file)!r} is no cost curve: it has no `nodes` and `cost`; see: specdec bench curve")
     return content
+
+
+def read_json(file: str | Path, what: str) -> Any:
+    """What a file of measurements holds.
+
+    Raises:
+        ValueError: it is not there, or not JSON.
+    """
+    try:
+        return json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{what} {str(file)!r} cannot be read ({error}); see: specdec bench curve") from error
 
 
 def measured_draft_cost(curve: Curve, whole: bool = False) -> float:

@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specdec.tree.cost import CostCurve, Curve, measured_draft_cost, read_curve
+from specdec.tree.acceptance import read_acceptance
+from specdec.tree.cost import CostCurve, Curve, measured_draft_cost
 from specdec.tree.static import StaticTree
 
+ROUNDING = 1e-3  # of chances that are written with few digits
 Ranks = tuple[int, ...]  # ranks from the root
 Chances = tuple[tuple[float, ...], ...]  # by depth of the child, the last row for all below; by rank
 
@@ -48,7 +50,7 @@ def sequoia(
 
     Args:
         acceptance: chance by rank that this child of an accepted node is the accepted one; or such a list for every
-            depth (the last one holds below, too); or a file of `specdec bench curve` that has measured it.
+            depth (the last one holds below, too); or a file with it, of `specdec bench curve` or a run.
         curve: what a step costs: a file of `specdec bench curve`, what a node adds to a step, or None for nothing.
         max_nodes: most nodes of the tree, the root included.
         max_depth: most levels below the root.
@@ -69,16 +71,12 @@ def read_chances(acceptance: Sequence[float] | Sequence[Sequence[float]] | str |
         ValueError: it is not lists of chances that add up to 1 at most.
     """
     if isinstance(acceptance, str | Path):
-        file, acceptance = acceptance, read_curve(acceptance).get("acceptance") or ()
-        if not acceptance:
-            raise ValueError(
-                f"{str(file)!r} has no `acceptance`; measure it with: specdec bench curve drafter=draft_model"
-            )
+        acceptance = read_acceptance(acceptance)
     rows = [row if isinstance(row, Sequence) else None for row in acceptance]
     chances = [tuple(acceptance)] if None in rows else [tuple(row or ()) for row in rows]
     for row in chances:
         numbers = all(isinstance(p, int | float) and not isinstance(p, bool) and p >= 0 for p in row)
-        if not row or not numbers or sum(row) > 1 + 1e-6:
+        if not row or not numbers or sum(row) > 1 + ROUNDING:
             raise ValueError(
                 f"tree.acceptance has the row {list(row)!r}; expected chances by rank, each at least 0, their sum at "
                 "most 1 (one child at most is accepted), and as many for every depth as there may be children"

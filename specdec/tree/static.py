@@ -86,3 +86,10 @@ def chain(length: int) -> StaticTree:
     if length < 1:
         raise ValueError(f"chain length is {length}; expected at least 1 (drafter=none decodes without drafts)")
     return StaticTree([[0] * depth for depth in range(1, length + 1)])
+
+
+def comb(depth: int, width: int) -> StaticTree:
+    """`width` children on every level, of which the first is expanded: it shows how often each rank is right."""
+    if depth < 1 or width < 1:
+        raise ValueError(f"a comb has depth {depth} and width {width}; expected at least 1 of both")
+    return StaticTree([[0] * level + [rank] for level in range(depth) for rank in range(width)])
