@@ -8,10 +8,9 @@ step, the rule's own included; ratios are of two rules' means, with 95 % bootstr
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from rich.table import Table
@@ -20,7 +19,7 @@ from torch import Tensor
 from specdec import loading, registry
 from specdec.core import AcceptanceRule, TreePolicy, Verdict
 from specdec.engine import Engine, serve
-from specdec.experiments import provenance
+from specdec.experiments.bench.results import Json, origin
 from specdec.experiments.data import load_questions
 from specdec.metrics import speedup
 from specdec.request import Request
@@ -29,7 +28,6 @@ from specdec.target import Target
 from specdec.tree.static import StaticTree, chain
 from specdec.tree.token_tree import TokenTree
 
-Json = dict[str, Any]
 BINARY = [[int(bit) for bit in f"{i:0{depth}b}"] for depth in range(1, 5) for i in range(1 << depth)]
 SEEDS = 1 << 32  # of judges, apart from those of texts
 
@@ -172,7 +170,7 @@ def measure_accepted(settings: Settings, told: Callable[[int, int], None] = lamb
     return {
         "what": "tokens a step of rules that judge the same drafts, at every place of plain texts",
         "rows": rows,
-        "provenance": provenance.collect(provenance.command_line(), dataclasses.asdict(settings), {}),
+        "provenance": origin(settings),
     }
 
 

@@ -6,28 +6,29 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from specdec.experiments.bench import accepted, curve, machine, measure, ops, retrieval, rules, skip, step, tables
 from specdec.experiments.bench.grid import Cell, cells, step_cells
 from specdec.experiments.bench.inputs import Pools, make_inputs
 from specdec.experiments.bench.plot import cost_curve, roofline
 from specdec.experiments.bench.rates import Rates, measure_rates
-from specdec.experiments.bench.results import Results, load
+from specdec.experiments.bench.results import Json, Results, load, write
 from specdec.experiments.bench.rivals import methods
 from specdec.experiments.bench.settings import Settings, from_named, read_settings
 from specdec.experiments.bench.stand_ins import random_model
 from specdec.experiments.bench.usage import USAGE
 from specdec.registry import unknown
 
-Entry = dict[str, Any]
-Work = Sequence[tuple[str, Callable[[], Entry]]]
+Work = Sequence[tuple[str, Callable[[], Json]]]
 
 
 def bench(arguments: list[str]) -> None:
@@ -102,7 +103,7 @@ def _kernels(arguments: list[str]) -> None:
         rates = _rates(results, device)
         copy = rates.copy_bandwidth if rates else None
 
-        def entry(cell: Cell) -> Entry:
+        def entry(cell: Cell) -> Json:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             measured = measure.measure(make_inputs(cell, pools), methods(cell, device.type), settings.seconds, copy)
@@ -150,78 +151,78 @@ def _step(arguments: list[str]) -> None:
 def _curve(arguments: list[str]) -> None:
     settings = from_named(curve.Settings, arguments)
     measured = curve.measure_curve(settings)
-    file = Path(settings.output)
-    curve.write(measured, file)
-    Console().print(curve.show(measured))
-    cost_curve(measured, file.with_suffix(".png"))
-    print(json.dumps({"output": str(file), "cells": len(measured["nodes"])}))
+    _keep(measured, settings.output, curve.show(measured))
+    cost_curve(measured, Path(settings.output).with_suffix(".png"))
+    _last(settings.output, cells=len(measured["nodes"]))
 
 
 def _machine(arguments: list[str]) -> None:
     settings = from_named(machine.Settings, arguments)
-    with _progress() as progress:
-        progress.add_task("streams and products", total=None)
+    with _bar("streams and products"):
         measured = machine.measure_settings(settings)
-    curve.write(measured, Path(settings.output))
-    Console().print(machine.show(measured))
+    _keep(measured, settings.output, machine.show(measured))
     print(f"specdec run experiment=latency machine={settings.output}")
-    print(json.dumps({"output": settings.output, "products": len(measured["products"])}))
+    _last(settings.output, products=len(measured["products"]))
 
 
 def _retrieval(arguments: list[str]) -> None:
     settings = from_named(retrieval.Settings, arguments)
-    with _progress() as progress:
-        task = progress.add_task("texts", visible=False)
-        measured = retrieval.measure_lookups(
-            settings, lambda done, total: progress.update(task, completed=done, total=total, visible=True)
-        )
-    curve.write(measured, Path(settings.output))
-    Console().print(retrieval.show(measured))
-    print(json.dumps({"output": settings.output, "datastores": len(measured["datastores"])}))
+    with _bar("texts") as bar:
+        measured = retrieval.measure_lookups(settings, lambda done, total: bar(completed=done, total=total))
+    _keep(measured, settings.output, retrieval.show(measured))
+    _last(settings.output, datastores=len(measured["datastores"]))
 
 
 def _skip(arguments: list[str]) -> None:
     settings = from_named(skip.Settings, arguments)
-    with _progress() as progress:
-        task = progress.add_task("sets of layers", total=settings.trials)
-
-        def told(done: int, best: tuple[int, ...], score: float) -> None:
-            progress.update(task, completed=done, description=f"best {score:.3f}")
-
-        measured = skip.measure_skip(settings, told)
-    curve.write(measured, Path(settings.output))
-    Console().print(skip.show(measured))
+    with _bar("sets of layers", settings.trials) as bar:
+        measured = skip.measure_skip(
+            settings, lambda done, best, score: bar(completed=done, description=f"best {score:.3f}")
+        )
+    _keep(measured, settings.output, skip.show(measured))
     members = ",".join(map(str, measured["skip"]))
     print(f"specdec run target.name={settings.target} drafter=early_exit 'drafter.skip=[{members}]'")
-    print(json.dumps({"output": settings.output, "skip": measured["skip"], "matchness": measured["matchness"]}))
+    _last(settings.output, **{name: measured[name] for name in ("skip", "matchness", "held_out")})
 
 
 def _rules(arguments: list[str]) -> None:
     settings = from_named(rules.Settings, arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _progress() as progress:
-        task = progress.add_task("", total=None)
-        measured = rules.measure_rules(settings, device, lambda what: progress.update(task, description=what))
-    curve.write(measured, Path(settings.output))
-    Console().print(rules.show(measured))
-    print(json.dumps({"output": settings.output, "rows": len(measured["rows"])}))
+    with _bar("") as bar:
+        measured = rules.measure_rules(settings, device, lambda what: bar(description=what))
+    _keep(measured, settings.output, rules.show(measured))
+    _last(settings.output, rows=len(measured["rows"]))
 
 
 def _accepted(arguments: list[str]) -> None:
     settings = from_named(accepted.Settings, arguments)
+    with _bar("texts") as bar:
+        measured = accepted.measure_accepted(settings, lambda done, total: bar(completed=done, total=total))
+    _keep(measured, settings.output, accepted.show(measured))
+    _last(settings.output, rows=len(measured["rows"]))
+
+
+@contextmanager
+def _bar(description: str, total: float | None = None) -> Iterator[Callable[..., None]]:
+    """A part's progress; what it gives sets `completed`, `total` or `description`."""
     with _progress() as progress:
-        task = progress.add_task("texts")
-        measured = accepted.measure_accepted(
-            settings, lambda done, total: progress.update(task, completed=done, total=total)
-        )
-    curve.write(measured, Path(settings.output))
-    Console().print(accepted.show(measured))
-    print(json.dumps({"output": settings.output, "rows": len(measured["rows"])}))
+        yield partial(progress.update, progress.add_task(description, total=total))
+
+
+def _keep(measured: Json, output: str, table: Table) -> None:
+    """What was measured in one go into its file and onto the terminal."""
+    write(measured, Path(output))
+    Console().print(table)
+
+
+def _last(output: str | Path, **told: object) -> None:
+    """The last line of stdout."""
+    print(json.dumps({"output": str(output), **told}))
 
 
 def _finish(results: Results) -> None:
     _refuse_wrong(results)
-    print(json.dumps({"output": str(results.file), "cells": len(results.cells)}))
+    _last(results.file, cells=len(results.cells))
 
 
 def _table(arguments: list[str]) -> None:

@@ -7,12 +7,8 @@ is the accepted one: what `tree=sequoia` and `drafter=adaptive` want to know.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -22,17 +18,15 @@ from specdec import loading, registry
 from specdec.acceptance.coupled import Coupled
 from specdec.capture import CapturedStep
 from specdec.engine import Engine
-from specdec.experiments import provenance
 from specdec.experiments.bench.clock import Turn, by_turns, host_turn, ratios
 from specdec.experiments.bench.ranks import acceptance_by_rank, takes_trees
+from specdec.experiments.bench.results import Json, origin
 from specdec.experiments.bench.stand_ins import AnyChain, fill
 from specdec.experiments.data import load_questions
-from specdec.experiments.records import write_text
 from specdec.sampling import SamplingParams
 from specdec.step import Step, unheard
 from specdec.target import Target
 
-Json = dict[str, Any]
 NODES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 STEPS = 6  # of a sample of the drafter, or of the target on a GPU
 
@@ -107,7 +101,7 @@ def measure_curve(settings: Settings) -> Json:
         "p80": [round(size.p80, 4) for size in sizes],
         "rounds": len(samples["1"]),
         **found,
-        "provenance": provenance.collect(provenance.command_line(), dataclasses.asdict(settings), {}),
+        "provenance": origin(settings),
     }
 
 
@@ -117,13 +111,6 @@ def drafter_spec(name: str) -> Json:
         return registry.read_yaml("drafter", name)
     spec = registry.read_yaml("drafter", "draft_model")
     return spec | {"model": spec["model"] | {"name": name}}
-
-
-def write(measured: Json, file: Path) -> None:
-    """A line for every entry, so that people can read it, too."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in measured.items())
-    write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def show(measured: Json) -> Table:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.box import SIMPLE
@@ -21,13 +20,12 @@ from torch.nn.functional import linear
 from transformers import AutoConfig
 
 from specdec import loading
-from specdec.experiments import provenance
 from specdec.experiments.bench.clock import Call, by_turns, prepare, quantiles
+from specdec.experiments.bench.results import Json, origin
 from specdec.experiments.machine import device_name, wait
 from specdec.registry import unknown
 from specdec.step import on
 
-Json = dict[str, Any]
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}
 BUFFER = {"cpu": 256 << 20, "cuda": 1 << 30}  # bytes, at least
 CACHES = 4  # times all caches, at least
@@ -80,7 +78,7 @@ def measure_settings(settings: Settings) -> Json:
         raise unknown("dtype", settings.dtype, ["auto", *DTYPES])
     dtype = DTYPES[settings.dtype] if settings.dtype != "auto" else dtype_of(settings.target)
     measured = measure_machine(loading.choose_device(settings.device), dtype, settings.seconds)
-    return measured | {"provenance": provenance.collect(provenance.command_line(), asdict(settings), {})}
+    return measured | {"provenance": origin(settings)}
 
 
 def dtype_of(target: str) -> torch.dtype:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -13,10 +12,9 @@ from specdec.experiments.bench import gate
 from specdec.experiments.bench.clock import NOT_CAPTURED, Prepared, Turn, by_turns, prepare, quantiles, ratios
 from specdec.experiments.bench.cost import cost
 from specdec.experiments.bench.inputs import Inputs
+from specdec.experiments.bench.results import Json
 from specdec.experiments.bench.rivals import Attend, Method
 from specdec.experiments.bench.sdpa import Sdpa
-
-Json = dict[str, Any]
 
 
 @torch.inference_mode()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from specdec.experiments.bench.clock import NOT_CAPTURED, by_turns, prepare, quantiles, ratios
 from specdec.experiments.bench.op_runs import OPS, Outputs
+from specdec.experiments.bench.results import Json
 
-Json = dict[str, Any]
 REPEATS = 8  # calls of a graph
 
 

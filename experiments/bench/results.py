@@ -1,7 +1,9 @@
-"""The result file: provenance, the machine, one entry a cell, written as cells end. A killed run keeps its cells."""
+"""Result files: with provenance, the machine, one entry a cell, written as cells end (`Results`; a killed run keeps its
+cells), or written at the end (`write`)."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,10 +36,10 @@ class Results:
         self.content: Json = {"provenance": about, "machine": {}, "cells": {}}
         if file.exists() and not again:
             before = load(file)
-            if _origin(before["provenance"]) != _origin(about):
+            if _code(before["provenance"]) != _code(about):
                 raise ValueError(
-                    f"{str(file)!r} holds cells of other code or another machine: {_origin(before['provenance'])}, now "
-                    f"{_origin(about)}; give again=true to measure anew, or another output="
+                    f"{str(file)!r} holds cells of other code or another machine: {_code(before['provenance'])}, now "
+                    f"{_code(about)}; give again=true to measure anew, or another output="
                 )
             self.content = before
         self.content["machine"].setdefault("device", device.type)
@@ -68,6 +70,18 @@ class Results:
         write_text(self.file, json.dumps(self.content, indent=1) + "\n")
 
 
+def origin(settings: Any) -> Json:
+    """The provenance of what is measured with `settings`, a dataclass."""
+    return provenance.collect(provenance.command_line(), dataclasses.asdict(settings), {})
+
+
+def write(measured: Json, file: Path) -> None:
+    """A line for every entry, so that people can read it, too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in measured.items())
+    write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def load(file: Path) -> Json:
     """A result file.
 
@@ -82,7 +96,7 @@ def load(file: Path) -> Json:
     return content
 
 
-def _origin(about: Json) -> str:
+def _code(about: Json) -> str:
     """What must be the same for cells of one file: the commit, changes since, torch, and what it runs on."""
     git = about["git"] or {}
     commit = (git.get("commit") or "no commit")[:12] + " and changes" * bool(git.get("dirty"))

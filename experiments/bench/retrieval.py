@@ -6,24 +6,21 @@ read whole before, to check it, so that its pages are in memory.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from specdec import loading, registry
 from specdec.drafters.retrieval import Retrieval
-from specdec.experiments import provenance
+from specdec.experiments.bench.results import Json, origin
 from specdec.experiments.data import load_questions
 from specdec.experiments.training.datastore import DatastoreConfig, Progress, build, check
 
-Json = dict[str, Any]
 PASSES = 5
 
 
@@ -75,7 +72,7 @@ def measure_lookups(settings: Settings, progress: Progress) -> Json:
         "drafter": {k: v for k, v in registry.read_yaml("drafter", "retrieval").items() if isinstance(v, int)},
         "lookups": settings.lookups,
         "datastores": rows,
-        "provenance": provenance.collect(provenance.command_line(), dataclasses.asdict(settings), {}),
+        "provenance": origin(settings),
     }
 
 

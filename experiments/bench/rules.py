@@ -21,9 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec import registry
 from specdec.core import AcceptanceRule, Verdict
-from specdec.experiments import provenance
 from specdec.experiments.bench import plain_rules
 from specdec.experiments.bench.clock import Call, by_turns, prepare, quantiles
+from specdec.experiments.bench.results import Json, origin
 from specdec.experiments.bench.stand_ins import fill
 from specdec.sampling import Sampler, SamplingParams, StepSampling
 from specdec.target import Target
@@ -31,7 +31,6 @@ from specdec.tree.grow import Frontier, grow
 from specdec.tree.static import StaticTree, chain
 from specdec.tree.token_tree import TokenTree
 
-Json = dict[str, Any]
 MOST = 0.05  # of a verify pass
 TREES = 4  # of a batch, timed in rotation
 CHILDREN = 3
@@ -124,7 +123,7 @@ def measure_rules(settings: Settings, device: torch.device, told: Callable[[str]
         "what": f"microseconds a step, p20, p50 and p80, and share of one verify pass; target: at most {MOST:.0%}",
         "device": device.type,
         "rows": rows,
-        "provenance": provenance.collect(provenance.command_line(), dataclasses.asdict(settings), {}),
+        "provenance": origin(settings),
     }
 
 

@@ -8,7 +8,6 @@ set number of its nodes. The contexts' keys and values are set by hand, there is
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 from transformers import LlamaForCausalLM
@@ -19,6 +18,7 @@ from specdec.experiments.bench.clock import quantiles
 from specdec.experiments.bench.cost import step_cost
 from specdec.experiments.bench.grid import StepCell
 from specdec.experiments.bench.rates import Rates
+from specdec.experiments.bench.results import Json
 from specdec.experiments.bench.stand_ins import Accepting, AnyChain, fill
 from specdec.metrics import DecodingStats
 from specdec.request import Generation, Request
@@ -26,7 +26,6 @@ from specdec.request_stats import RequestStats
 from specdec.step import Step
 from specdec.target import Target
 
-Json = dict[str, Any]
 ACCEPTED = 3  # nodes a step, the root included
 WARM, STEPS, ROUNDS = 4, 24, 5
 TIME, HOST = 1.15, 0.03  # targets: step over floor, and the host's share

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
+from specdec.experiments.bench.results import Json
 from specdec.experiments.bench.step import HOST, TIME
 from specdec.experiments.bench.targets import verdicts
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 RATIOS = "p50 of interleaved runs (p20 to p80); above 1 ours is faster; * the host's time is in it"
 PLAN = "the plan kernel, once a step and not once a layer, is in the time of rows 'with the plan' only"
-Json = dict[str, Any]
 
 
 def rivals(result: Json) -> list[str]:

@@ -12,7 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 import specdec
+from specdec import loading
 from specdec.drafters.early_exit import EarlyExit
+from specdec.experiments.bench import skip as part
 from specdec.experiments.bench.skip import Matchness
 from specdec.experiments.bench.subsets import Subset, search, spread
 from specdec.experiments.cli import main
@@ -81,6 +83,27 @@ def test_layers_that_do_nothing_are_found(layers: int, idle: tuple[int, ...], tr
     ids, mask, _ = ragged_batch((5, 9))
     out = specdec.generate(model, ids, mask, drafter=EarlyExit(skip=best[0]), max_new_tokens=31, eos_token_id=[])
     assert out.stats.accept_lengths == [[5] * 6] * 2
+
+
+def test_the_best_is_told_where_it_was_not_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets are scored on every other text, and what comes out on the others."""
+    model = without_effect(6)
+    known = texts(model, 5)
+    monkeypatch.setattr(loading, "load_model", lambda *_: model)
+    monkeypatch.setattr(part, "_texts", lambda *_: known)
+    measured = part.measure_skip(part.Settings(layers=2, trials=15), unheard)
+    searched, held_out = Matchness(model, [known[i] for i in (0, 2, 4)]), Matchness(model, [known[1], known[3]])
+    every: dict[Subset, float] = {members: searched(members) for members in itertools.combinations(range(6), 2)}
+    assert [measured["matchness"], measured["spread"]] == [round(max(every.values()), 4), round(every[spread(6, 2)], 4)]
+    assert {tuple(members): score for score, members in measured["best"]} == {
+        members: round(score, 4) for members, score in every.items()
+    }
+    chosen = tuple(measured["skip"])
+    assert every[chosen] == max(every.values())
+    others = measured["held_out"]
+    assert others["matchness"] == round(held_out(chosen), 4) != measured["matchness"]
+    assert others["spread"] == round(held_out(spread(6, 2)), 4) != measured["spread"]
+    assert (measured["places"], others["places"]) == (8 + 1 + 11, 3 + 6)
 
 
 # --- search
@@ -154,11 +177,12 @@ def test_the_command_writes_what_early_exit_takes(
     measured = json.loads(file.read_text())
     assert json.loads(printed.splitlines()[-1]) == {
         "output": str(file), "skip": measured["skip"], "matchness": measured["matchness"],
+        "held_out": measured["held_out"],
     }  # fmt: skip
     assert measured["layers"] == measured["sets"] == 2  # each of the two alone
     assert [[measured["matchness"], measured["skip"]], *measured["best"][1:]] == measured["best"]
     assert measured["spread"] in [score for score, _ in measured["best"]]
-    assert measured["places"] == 4 * 7
+    assert measured["places"] == measured["held_out"]["places"] == 2 * 7
     command = f"drafter=early_exit 'drafter.skip=[{measured['skip'][0]}]'"
     assert command in printed
     assert EarlyExit(skip=measured["skip"]).skip == measured["skip"]
@@ -170,6 +194,7 @@ def test_the_command_writes_what_early_exit_takes(
         ("layers=2", "has 2, so expected 1 to 1"),
         ("layers=x", "layers=x; expected a whole number above 0, or 0"),
         ("tokens=1", "tokens=1; expected at least 2"),
+        ("prompts=1", "after 1 of 1 prompts; expected at least 2, one to search on"),
         ("tokens=500", "has 160 positions"),
         ("trials=0", "trials=0; expected a whole number above 0"),
         ("questions=nowhere.jsonl", "no file 'nowhere.jsonl'"),
