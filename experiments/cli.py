@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 USAGE = """specdec: speculative decoding research
 
   specdec run experiment=demo        compare methods with plain decoding; `specdec run --help` lists what there is
+  specdec run -m drafter=a,b ...     every combination, a folder each; `specdec run resume=DIR` goes on with it
   specdec run from=DIR               repeat a finished run, and say whether it came out the same
   specdec train experiment=...       make a shipped model again, or one like it
   specdec export drafter=...         write a head or a draft model as another engine reads it
@@ -19,7 +20,7 @@ USAGE = """specdec: speculative decoding research
 
 Settings are given as name=value; conf/ in the package holds them all.
 Exit status: 0 done, 1 a mistake, 2 nothing asked for, 3 a method's losslessness check failed,
-4 a run that was repeated came out otherwise, 130 stopped.
+4 a run that was repeated came out otherwise, 5 cells of a sweep failed, 130 stopped.
 """
 EXTRA = 'pip install "specdec[experiments]"'
 
@@ -73,12 +74,20 @@ def _fail(message: str, code: int) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from specdec.experiments.hydra_app import launch, resumed
+    from specdec.experiments.hydra_app import launch
+    from specdec.experiments.resume import resumed
 
     repeated = any(argument.startswith("from=") for argument in arguments)
-    unequal, reproduced = _repeat(arguments) if repeated else (launch("run", resumed(arguments)), True)
+    if repeated:
+        unequal, reproduced = _repeat(arguments)
+        missing = 0
+    else:
+        outcome = launch("run", resumed(arguments))
+        unequal, missing, reproduced = list(outcome.unequal), outcome.missing, True
     if unequal:
         return _fail(f"the losslessness check failed for {', '.join(unequal)}: their texts are not the target's", 3)
+    if missing:
+        return 5
     return 0 if reproduced else _fail("the run was not reproduced: texts or accepted lengths differ", 4)
 
 

@@ -2,56 +2,81 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from specdec.registry import CONF
+from specdec.experiments import sweep
+from specdec.experiments.hydra_mistakes import explain
+from specdec.experiments.resume import MANY_FLAGS, PLAIN_FLAGS, SWEEP_DIR, key_of, of_hydra, quoted
 
-CONFIG_PATH = "pkg://specdec.conf"
-LAUNCHERS = 'pip install "specdec[launchers]"'
+CONFIG = "specdec.conf"
+MANY = "hydra.mode=MULTIRUN"
+Job = Callable[[dict[str, Any], Path, list[str]], Any]
 
 _errors: list[ValueError] = []  # of the jobs that ran in this process
-_unequal: list[str] = []  # methods of theirs whose losslessness check failed
 
 
-def launch(command: str, arguments: list[str]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended.
+
+    Attributes:
+        unequal: methods that should have written the baseline's text and did not.
+        missing: cells of a sweep that failed or did not come to their end.
+    """
+
+    unequal: tuple[str, ...] = ()
+    missing: int = 0
+
+
+def launch(command: str, arguments: list[str]) -> Outcome:
     """Compose the configuration of `command` and run its job, or its jobs (`-m`).
-
-    Returns:
-        Methods that should have written the baseline's text and did not. Jobs of a launcher that has processes of its
-        own tell it in their summaries only.
 
     Raises:
         ValueError: anything is wrong with what was asked for.
         KeyboardInterrupt: stopped; its text says how to go on.
     """
-    tasks: dict[str, Callable[[DictConfig], None]] = {"run": _run_job, "train": _train_job, "export": _export_job}
     experiment = next((a for a in arguments if a.startswith("experiment=")), "")
     if command == "train" and experiment and not experiment.startswith("experiment=train_"):
         raise ValueError(
             f"{experiment} trains nothing: start it with `specdec run`, or choose one of experiment=train_..."
         )
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    overrides = [argument for argument in arguments if argument not in PLAIN_FLAGS]
+    many = bool(flags & MANY_FLAGS) or MANY in overrides
     with _command_line(f"specdec {command}", arguments):
         GlobalHydra.instance().clear()
         _errors.clear()
-        _unequal.clear()
+        outcome = Outcome()
         try:
-            hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name=command)(tasks[command])()
+            if flags - PLAIN_FLAGS:  # --help, --cfg and their like
+                hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG}", config_name=command)(JOBS[command])()
+            else:
+                with hydra.initialize_config_module(CONFIG, version_base="1.3"):
+                    app = GlobalHydra.instance().hydra
+                    assert app is not None
+                    if many and command == "run":
+                        outcome = _sweep(app, overrides)
+                    elif many:
+                        app.multirun(command, JOBS[command], [*overrides, MANY])
+                    else:
+                        outcome = _once(app, command, overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise ValueError(explain(error, command, arguments)) from error
         finally:
@@ -60,149 +85,169 @@ def launch(command: str, arguments: list[str]) -> list[str]:
         raise ValueError(f"{len(_errors)} jobs failed; the last: {_errors[-1]}")
     if _errors:
         raise _errors[0]
-    return list(_unequal)
+    return outcome
 
 
-def resumed(arguments: list[str]) -> list[str]:
-    """`resume=DIR` as what Hydra understands: the run's own overrides and what else was given, in its own directory.
-
-    A sweep's overrides are replaced by what else was given: they multiply each other.
-
-    Raises:
-        ValueError: there is no run in DIR.
+def _once(app: Hydra, command: str, overrides: list[str]) -> Outcome:
+    """One job. Hydra makes the folder that it is told of before it calls us; a run's is made when it has something in
+    it, so Hydra is told of the present one.
     """
-    given = [a for a in arguments if a.startswith("resume=")]
-    if not given:
-        return arguments
-    others = [a for a in arguments if not a.startswith("resume=")]
-    folder = Path(given[-1].removeprefix("resume=")).expanduser()
-    sweep = folder / "multirun.yaml"
-    if sweep.is_file():
-        before = yaml.safe_load(sweep.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"]
-        others = [a for a in others if a not in ("-m", "--multirun")]
-        return ["-m", *(others or before), f"hydra.sweep.dir={_quoted(folder)}"]
-    if not (folder / "overrides.yaml").is_file():
-        raise ValueError(f"resume: {str(folder)!r} is not the directory of a run; expected one with overrides.yaml")
-    before = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
-    own = [a for a in before if _key(a) not in set(map(_key, others))]
-    return [*own, *others, f"hydra.run.dir={_quoted(folder)}"]
+    config = app.compose_config(command, overrides, RunMode.RUN)
+    HydraConfig.instance().set_config(config)
+    folder = _relative(Path(config.hydra.run.dir))
+    unequal: list[str] = []
+
+    def job(composed: DictConfig) -> None:
+        summary = _job(TASKS[command], composed, command, folder)
+        if command == "run" and summary:
+            unequal.extend(m["name"] for m in summary["methods"] if m["lossless"]["verdict"] == "no")
+
+    app.run(command, job, [*overrides, "hydra.run.dir=."])
+    return Outcome(tuple(unequal))
 
 
-def _key(override: str) -> str:
-    """What an override is about: `+a.b=c` is about a.b."""
-    return override.partition("=")[0].lstrip("+~").partition("@")[0]
+def _sweep(app: Hydra, overrides: list[str]) -> Outcome:
+    """All cells, by Hydra's sweeper and launcher; then one table, and one report."""
+    from rich.console import Console
+    from rich.table import Table
 
+    config = app.compose_config("run", overrides, RunMode.MULTIRUN)
+    HydraConfig.instance().set_config(config)
+    folder = _relative(Path(config.hydra.sweep.dir))
+    task, own = (
+        list(config.hydra.overrides.task),
+        [o for o in overrides if of_hydra(o) and key_of(o) not in (SWEEP_DIR, "hydra.mode")],
+    )
+    planned = _planned(app, config, task)
+    made = sweep.begin(folder, task, own)
+    try:
+        app.multirun("run", _run_job, [*overrides, MANY, f"{SWEEP_DIR}={quoted(folder)}"])
+    except (HydraException, OmegaConfBaseException):
+        sweep.discard(made)
+        raise
+    except KeyboardInterrupt:
+        sweep.write_table(folder, sweep.cells(folder, planned))
+        raise KeyboardInterrupt(f"stopped; go on with: specdec run -m resume={folder}") from None
+    except Exception as error:  # the launcher's own, as where one of its processes was killed
+        told = " ".join(str(error).split())[:300]
+        print(f"specdec: the sweep's launcher stopped, {type(error).__name__}: {told}", file=sys.stderr)
+    rows = sweep.cells(folder, planned)
+    sweep.write_table(folder, rows)
+    console = Console(highlight=False)
+    columns, lines = sweep.shown(rows)
+    table = Table(*columns)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    if any(row.status == sweep.DONE for row in rows):
+        from specdec.experiments.report.joint import write_joint
 
-def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
-    """One line for what Hydra says in several, with the names there are."""
-    text = str(error)
-    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
-    missing = re.search(r"(?:Could not find|could not find|Could not load) '([^']+)'", text)
-    options = re.search(r"Available options in '([^']+)':\s*(.*?)(?:\n\s*\n|Config search path|$)", text, re.DOTALL)
-    if missing and options:
-        group, _, name = missing[1].rpartition("/")
-        known = sorted(options[2].split())
-        return f"{group}={name} is not there.{_meant(name, known)} Known: {', '.join(known)}{_extra(group)}"
+        written, _ = write_joint([folder], folder)
+        console.print(f"All cells: {written[-1]}", soft_wrap=True)
+    missing = sum(row.status in (sweep.FAILED, sweep.BEGUN, sweep.WAITING) for row in rows)
     if missing:
-        return f"{missing[1]} is not there{_extra(missing[1])}"
-    if key:
-        full = re.search(r"full_key: (\S+)", text)
-        name = full[1] if full and not key[0].startswith("Could") else key[1]
-        known = _settings(command, arguments)
-        if command == "run" and name.startswith("tree.") and not any(k.startswith("tree.") for k in known):
-            return f"{name} is set, but no tree is chosen; give one as well, as in tree=chain"
-        return f"unknown setting {name!r}.{_meant_setting(name, known)} See: specdec {command} --help"
-    if isinstance(error, OverrideParseException) and not all(error.override.partition("=")):
-        return f"{error.override!r} is no setting; settings are name=value without spaces, as in drafter=ngram"
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Set the environment")]
-    sweep = "; for a sweep add -m" if "Ambiguous value" in text else ""
-    return " ".join(lines[:3]) + sweep
+        told = f"specdec: {missing} of {len(rows)} cells failed or are not done; go on: specdec run -m resume={folder}"
+        print(told, file=sys.stderr)
+    return Outcome(tuple(f"{name} ({row.cell})" for row in rows for name in row.unequal), missing)
 
 
-def _meant(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def _planned(app: Hydra, config: DictConfig, task: list[str]) -> list[list[str]]:
+    """Every cell's overrides, where they are known beforehand; a sweeper that searches chooses as it goes."""
+    if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+        return []
+    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create(config_loader=app.config_loader).parse_overrides([*given, *task])
+    return [cell for batch in BasicSweeper.split_arguments(parsed, None) for cell in batch]
 
 
-def _meant_setting(name: str, known: list[str]) -> str:
-    """The setting of the same group that resembles it most; else one from anywhere; else what the group has."""
-    group, _, last = name.rpartition(".")
-    siblings = {full.rpartition(".")[2]: full for full in known if full.rpartition(".")[0] == group}
-    anywhere = {full.rpartition(".")[2]: full for full in known}
-    for lasts in (siblings, anywhere):
-        if close := difflib.get_close_matches(last, lasts, n=1):
-            return f" Did you mean {lasts[close[0]]!r}?"
-    there = sorted(full for last, full in siblings.items() if last != "_target_")
-    return f" Known: {', '.join(there)}." if group and there else ""
-
-
-def _extra(group: str) -> str:
-    return f"; Hydra's launchers are extra packages: {LAUNCHERS}" if group.startswith("hydra/launcher") else ""
-
-
-def _settings(command: str, arguments: Sequence[str]) -> list[str]:
-    """Every setting's full name under the groups that were chosen, for guesses at what was meant."""
-    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
-    chosen = [a for a in arguments if a.split("=")[0] in groups and "," not in a]  # not what a sweep goes through
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_module("specdec.conf", version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(command, chosen), resolve=False)
-
-    def walk(node: object, prefix: str) -> Iterator[str]:
-        for key, value in node.items() if isinstance(node, Mapping) else ():
-            yield f"{prefix}{key}"
-            yield from walk(value, f"{prefix}{key}.")
-
-    return list(walk(config, ""))
-
-
-def _run_job(config: DictConfig) -> None:
+def _run(raw: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
     from rich.console import Console
 
     from specdec.experiments.run import run
 
-    def task(raw: dict[str, Any], folder: Path, overrides: list[str]) -> None:
-        summary = run(raw, folder, overrides, Console(highlight=False))
-        _unequal.extend(m["name"] for m in summary["methods"] if m["lossless"]["verdict"] == "no")
-
-    _job(task, config, "run")
+    return run(raw, folder, overrides, Console(highlight=False))
 
 
-def _train_job(config: DictConfig) -> None:
+def _train(raw: dict[str, Any], folder: Path, overrides: list[str]) -> None:
     from rich.console import Console
 
     from specdec.experiments.train import train
 
-    _job(lambda raw, folder, overrides: train(raw, overrides, Console(highlight=False)), config, "train")
+    train(raw, overrides, Console(highlight=False))
+
+
+def _export(raw: dict[str, Any], folder: Path, overrides: list[str]) -> None:
+    from specdec.experiments.export import export
+
+    print(export(raw))
+
+
+TASKS: dict[str, Job] = {"run": _run, "train": _train, "export": _export}
+
+
+def _run_job(config: DictConfig) -> float | None:
+    """A cell of a sweep, in whatever process; or a run that Hydra's own command line began."""
+    job = HydraConfig.get()
+    folder = _relative(Path(job.runtime.output_dir))
+    if job.mode != RunMode.MULTIRUN:
+        _job(_run, config, "run", folder)
+        return None
+    overrides = list(job.overrides.task)
+    raw = _plain(config)
+    if "BasicLauncher" in job.launcher._target_:
+        return sweep.run_cell(folder, overrides, lambda: _run(raw, folder, overrides))
+
+    def task() -> dict[str, Any]:  # side by side, so each shows what it does in a file
+        from rich.console import Console
+
+        from specdec.experiments.run import run
+
+        with (folder / sweep.LOG).open("a", encoding="utf-8") as log:
+            return run(raw, folder, overrides, Console(highlight=False, file=log))
+
+    with _command_line("specdec run", overrides):
+        return sweep.run_cell(folder, overrides, task)
+
+
+def _train_job(config: DictConfig) -> None:
+    _job(_train, config, "train", Path())
 
 
 def _export_job(config: DictConfig) -> None:
-    from specdec.experiments.export import export
-
-    _job(lambda raw, folder, overrides: print(export(raw)), config, "export")
+    _job(_export, config, "export", Path())
 
 
-def _job(task: Callable[[dict[str, Any], Path, list[str]], object], config: DictConfig, command: str) -> None:
+JOBS: dict[str, Callable[[DictConfig], Any]] = {"run": _run_job, "train": _train_job, "export": _export_job}
+
+
+def _job(task: Job, config: DictConfig, command: str, folder: Path) -> Any:
     job = HydraConfig.get()
-    folder = Path(job.runtime.output_dir)
-    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    many, here = job.mode == RunMode.MULTIRUN, "BasicLauncher" in job.launcher._target_
+    try:
+        return task(_plain(config), folder, list(job.overrides.task))
+    except KeyboardInterrupt:
+        begun = (folder / "overrides.yaml").is_file()
+        again = f"resume={folder}" if command == "run" and begun else " ".join(job.overrides.task)
+        raise KeyboardInterrupt(f"stopped; go on with: specdec {command} {again}") from None
+    except ValueError as error:
+        if not here:
+            raise
+        _errors.append(error)  # Hydra would say more, and leave out the other jobs
+        if many:
+            print(f"specdec: job {job.job.num} failed: {' '.join(str(error).split())}", file=sys.stderr)
+        return None
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
     raw = OmegaConf.to_container(config, resolve=True)
     assert isinstance(raw, dict)
     raw.pop("experiment", None)
-    sweep, here = job.mode == RunMode.MULTIRUN, "BasicLauncher" in job.launcher._target_
-    try:
-        task({str(k): v for k, v in raw.items()}, folder, list(job.overrides.task))
-    except KeyboardInterrupt:
-        again = f"resume={folder}" if command == "run" else " ".join(job.overrides.task)
-        raise KeyboardInterrupt(f"stopped; go on with: specdec {command} {again}") from None
-    except ValueError as error:
-        if command == "run" and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        if not here:
-            raise
-        _errors.append(error)  # Hydra would say more, and leave out the other jobs of a sweep
-        if sweep:
-            print(f"specdec: job {job.job.num} failed: {' '.join(str(error).split())}", file=sys.stderr)
+    return {str(key): value for key, value in raw.items()}
+
+
+def _relative(folder: Path) -> Path:
+    """As seen from here, where it is inside."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 @contextmanager
@@ -218,8 +263,3 @@ def _command_line(program: str, arguments: list[str]) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full
-
-
-def _quoted(path: Path) -> str:
-    """A path as a Hydra value, whatever is in it."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -272,24 +272,23 @@ def test_a_killed_run_goes_on(target, questions, tmp_path):
     assert len({key_of(row) for row in read_rows(rows)}) == len(read_rows(rows)) == 2 * TURNS * 40
 
 
-def test_a_sweep_writes_a_directory_a_job_and_goes_on(target, questions, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    own = [f"target.name={target}", f"data.path={questions}", "measure.max_new_tokens=4", "data.limit=1"]
-    arguments = ["run", "-m", *own, "drafter=ngram", "drafter.length=0,2", "hydra.sweep.dir=sweep"]
-    assert main(arguments) == 1  # length=0 is refused, the other job runs all the same
-    assert "job 0 failed" in capsys.readouterr().err
-    assert (tmp_path / "sweep" / "1" / "summary.json").exists()
-    written = (tmp_path / "sweep" / "1" / "requests.jsonl").stat().st_mtime_ns
-    assert main(["run", "resume=sweep"]) == 1
-    assert "finished already" in capsys.readouterr().out
-    assert (tmp_path / "sweep" / "1" / "requests.jsonl").stat().st_mtime_ns == written
-
-
 def test_a_run_that_cannot_be_built_leaves_no_folder(specdec_run, capsys):
     code, directory = specdec_run("drafter=ngram", "drafter.length=0")
     assert code == 1
     assert "ngram needs" in capsys.readouterr().err
     assert not directory.exists()
+
+
+def test_a_run_stopped_before_it_wrote_anything_leaves_no_folder(specdec_run, monkeypatch, capsys, tmp_path):
+    """Neither its own nor those around it."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specdec.experiments.run.build", stop)
+    assert specdec_run("drafter=ngram", "hydra.run.dir=some/where")[0] == 130
+    assert "go on with: specdec run target.name=" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_losslessness_check_is_in_the_exit_status(specdec_run, monkeypatch, capsys):

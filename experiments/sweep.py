@@ -1,0 +1,189 @@
+"""A sweep: a folder of cells, each named by its overrides, and what became of every one of them.
+
+What there is to know of a cell is in the cell's own folder, so a sweep has no state that a kill could tear.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from specdec.experiments.folder_lock import Locked, is_locked
+from specdec.experiments.machine_noise import AGAIN
+from specdec.experiments.records import write_text
+
+SETTINGS, TABLE, ERROR, LOG = "sweep.yaml", "sweep.json", "error.txt", "log.txt"
+OVERRIDES, SUMMARY = "overrides.yaml", "summary.json"
+SHOWN = 80  # characters of a cell's name before its digest
+DONE, FAILED, BEGUN, WAITING, ELSEWHERE = "done", "failed", "unfinished", "not begun", "elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One line of the table.
+
+    Attributes:
+        cell: its folder's name.
+        overrides: what it was asked for with.
+        status: done, failed, unfinished, not begun, or elsewhere: another process is at it.
+        error: of a failed one, in a line; error.txt has all of it.
+        speedup: see `speedup_of`.
+        unequal: methods whose losslessness check failed.
+    """
+
+    cell: str
+    overrides: list[str]
+    status: str
+    error: str | None = None
+    speedup: float | None = None
+    unequal: tuple[str, ...] = ()
+
+
+def name_of(overrides: Sequence[str]) -> str:
+    """A cell's folder: its short overrides to be read, and a digest of all of them, in any order."""
+    parts = [override.partition("=") for override in overrides]
+    short = [f"{key.lstrip('+~').rpartition('.')[2]}-{value}" for key, _, value in parts if "/" not in value]
+    words = re.sub(r"[^\w.+-]+", "-", "_".join(short))[:SHOWN]
+    digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
+    return f"{words}.{digest}" if words else digest
+
+
+OmegaConf.register_new_resolver("cell", name_of, replace=True)  # for hydra.sweep.subdir in conf/run.yaml
+
+
+def begin(folder: Path, overrides: Sequence[str], hydra: Sequence[str]) -> list[Path]:
+    """Write what `specdec run resume=folder` needs.
+
+    Args:
+        hydra: overrides of Hydra's own settings, as of its launcher.
+
+    Returns:
+        The folders that were made for it, the innermost first.
+
+    Raises:
+        ValueError: the folder is a run's.
+    """
+    if (folder / "config.yaml").exists():
+        raise ValueError(f"{folder} holds a run; give the sweep a folder of its own with hydra.sweep.dir=")
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"overrides": list(overrides), "hydra": list(hydra)}
+    write_text(folder / SETTINGS, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    return made
+
+
+def discard(made: Sequence[Path]) -> None:
+    """Remove the folders of a sweep that could not begin: no cell has one yet."""
+    for folder in made:
+        if any(inner.is_dir() for inner in folder.iterdir()):
+            return
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+
+def settings_of(folder: Path) -> tuple[list[str], list[str]] | None:
+    """Overrides and Hydra's own ones of the sweep in `folder`; None if there is none."""
+    if not (folder / SETTINGS).is_file():
+        return None
+    settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+    return settings["overrides"], settings["hydra"]
+
+
+def run_cell(folder: Path, overrides: Sequence[str], task: Callable[[], dict[str, Any]]) -> float:
+    """Do a cell's task unless it is done, and keep what goes wrong in its folder: the other cells go on.
+
+    Args:
+        task: runs it, or goes on with it, and returns its summary.
+
+    Returns:
+        `speedup_of` its summary; nan where there is none. It is what a sweeper that searches makes large.
+    """
+    if is_locked(folder):
+        print(f"{folder.name}: another process is at it, left out")
+        return float("nan")
+    summary = finished(folder)
+    if summary is not None:
+        print(f"{folder.name}: done before")
+        return _number(speedup_of(summary))
+    try:
+        write_text(folder / OVERRIDES, yaml.safe_dump(list(overrides), allow_unicode=True))
+        summary = task()
+    except Locked:
+        print(f"{folder.name}: another process is at it, left out")
+        return float("nan")
+    except Exception as error:  # whatever it is, the other cells are worth more
+        told = " ".join(str(error).split()) or type(error).__name__
+        write_text(folder / ERROR, f"{told}\n\n{traceback.format_exc()}")
+        print(f"specdec: {folder.name} failed: {told}", file=sys.stderr, flush=True)
+        return float("nan")
+    (folder / ERROR).unlink(missing_ok=True)
+    print(f"{folder.name}: done", flush=True)
+    return _number(speedup_of(summary))
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The summary of a cell that has come to its end, a time limit's included."""
+    if (folder / ERROR).exists() or not (folder / SUMMARY).exists():
+        return None
+    summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return summary
+
+
+def speedup_of(summary: dict[str, Any]) -> float | None:
+    """Of the last method that is compared with its baseline; for one that is not lossless too."""
+    found = [entry["speedup"] for entry in summary["methods"] if entry["speedup"]]
+    ratios = [speedup["ratio"] for speedup in found if speedup.get("label") != AGAIN]
+    return ratios[-1] if ratios else None
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def cells(folder: Path, planned: Sequence[Sequence[str]]) -> list[Cell]:
+    """All cells: those that are planned, in their order, then what else is in the folder."""
+    names = {name_of(overrides): list(overrides) for overrides in planned}
+    for inner in sorted(folder.iterdir()):
+        if inner.name not in names and (inner / OVERRIDES).is_file():
+            names[inner.name] = yaml.safe_load((inner / OVERRIDES).read_text(encoding="utf-8"))
+    return [_look(folder / name, overrides) for name, overrides in names.items()]
+
+
+def _look(folder: Path, overrides: list[str]) -> Cell:
+    if is_locked(folder):
+        return Cell(folder.name, overrides, ELSEWHERE)
+    if (folder / ERROR).exists():
+        return Cell(folder.name, overrides, FAILED, (folder / ERROR).read_text(encoding="utf-8").partition("\n")[0])
+    summary = finished(folder)
+    if summary is None:
+        return Cell(folder.name, overrides, BEGUN if (folder / OVERRIDES).exists() else WAITING)
+    unequal = tuple(entry["name"] for entry in summary["methods"] if entry["lossless"]["verdict"] == "no")
+    return Cell(folder.name, overrides, DONE, None, speedup_of(summary), unequal)
+
+
+def write_table(folder: Path, rows: Sequence[Cell]) -> None:
+    """sweep.json: a list of cells."""
+    write_text(folder / TABLE, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def shown(rows: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows for the terminal: what is the same in all cells is left out."""
+    common = set.intersection(*(set(row.overrides) for row in rows)) if len(rows) > 1 else set()
+    lines = []
+    for row in rows:
+        own = " ".join(override for override in row.overrides if override not in common)
+        speedup = "" if row.speedup is None else f"{row.speedup:.2f}x"
+        note = f"not lossless here: {', '.join(row.unequal)}" if row.unequal else row.error or ""
+        lines.append([own, row.status, speedup, note])
+    return ["cell", "status", "speed-up", ""], lines

@@ -1,0 +1,241 @@
+"""Sweeps: cells by their overrides, failures that stop nothing, kills at any moment, two processes in one folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from specdec import loading
+from specdec.experiments import measure, sweep
+from specdec.experiments.cli import main
+from specdec.experiments.folder_lock import only_writer
+from specdec.experiments.records import key_of
+
+from .conftest import read_rows
+
+Sweep = Callable[..., int]
+LENGTHS = "drafter.length=2,0,3"  # the second is refused
+
+
+@pytest.fixture
+def own(target: Path, questions: Path) -> list[str]:
+    """A sweep's settings, but for what it goes through."""
+    short = ["measure.max_new_tokens=4", "measure.warmup_tokens=0", "data.limit=1", "tracker=noop"]
+    return [f"target.name={target}", f"data.path={questions}", *short, "hydra.sweep.dir=sweep"]
+
+
+@pytest.fixture
+def run(own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """`specdec run -m` into the folder `sweep`."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *overrides: main(["run", "-m", *own, *overrides])
+
+
+def table(folder: Path = Path("sweep")) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / sweep.TABLE).read_text())
+    return rows
+
+
+def folder_of(override: str) -> Path:
+    """Of the one cell that has an override."""
+    (row,) = (row for row in table() if override in row["overrides"])
+    return Path("sweep", row["cell"])
+
+
+def test_a_cell_that_fails_is_kept_with_its_error_and_the_others_go_on(run: Sweep, capsys):
+    assert run("drafter=ngram", LENGTHS) == 5
+    shown = capsys.readouterr()
+    assert [row["status"] for row in table()] == ["done", "failed", "done"]
+    assert [row["speedup"] is None for row in table()] == [False, True, False]
+    failed = folder_of("drafter.length=0")
+    assert "ngram needs" in table()[1]["error"]
+    assert "Traceback" in (failed / sweep.ERROR).read_text()
+    assert {path.name for path in failed.iterdir()} == {sweep.ERROR, sweep.OVERRIDES}
+    assert "1 of 3 cells failed or are not done; go on: specdec run -m resume=sweep" in shown.err
+    assert "drafter.length=0" in shown.out
+    assert "target.name" not in shown.out.partition("status")[2].partition("All cells")[0]  # common to all
+    frame = pl.read_parquet("sweep/results.parquet")
+    assert frame["config.drafter.length"].drop_nulls().unique().sort().to_list() == [2, 3]
+    assert frame["run"].n_unique() == 2
+    assert Path("sweep/results.html").exists()
+
+
+def test_a_sweep_goes_on_without_running_what_is_done(run: Sweep, monkeypatch, capsys):
+    """A failed cell is tried again; if it succeeds, its error goes."""
+    assert run("drafter=ngram", "drafter.length=2,3", "drafter.max_ngram=1,2") == 0
+    assert [row["status"] for row in table()] == ["done"] * 4
+    failed = Path("sweep", table()[2]["cell"])
+    (failed / sweep.ERROR).write_text("the machine was taken away\n\nTraceback\n")
+    times = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/requests.jsonl")}
+    served, run_cell = [], measure.run_cell
+    monkeypatch.setattr(measure, "run_cell", lambda *args: served.append(args) or run_cell(*args))
+    assert main(["run", "-m", "resume=sweep"]) == 0
+    assert not served
+    assert capsys.readouterr().out.count(": done before") == 3
+    assert not (failed / sweep.ERROR).exists()
+    assert [row["status"] for row in table()] == ["done"] * 4
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_stopped_sweep_goes_on_inside_its_cell(run: Sweep, monkeypatch, capsys):
+    served, run_cell = [], measure.run_cell
+
+    def stop_at(number: int) -> None:
+        def serve(*args):
+            if len(served) == number:
+                raise KeyboardInterrupt
+            served.append(args)
+            return run_cell(*args)
+
+        monkeypatch.setattr(measure, "run_cell", serve)
+
+    stop_at(3)
+    assert run("drafter=ngram", "drafter.length=2,3,4") == 130
+    assert "go on with: specdec run -m resume=sweep" in capsys.readouterr().err
+    assert [row["status"] for row in table()] == ["done", "unfinished", "not begun"]
+    before = read_rows(folder_of("drafter.length=3") / "requests.jsonl")
+    assert len(before) == 1
+    stop_at(-1)
+    assert main(["run", "resume=sweep"]) == 0  # without -m too
+    assert [row["status"] for row in table()] == ["done"] * 3
+    assert len(served) == 3 * 2
+    assert read_rows(folder_of("drafter.length=3") / "requests.jsonl")[:1] == before
+
+
+def test_more_cells_in_the_same_folder_do_not_mix_with_those_that_are_there(run: Sweep, capsys):
+    """By number, the first of these would lie where another was."""
+    assert run("drafter=ngram", "drafter.length=3,4") == 0
+    kept = {path: path.read_bytes() for path in Path("sweep").glob("*/requests.jsonl")}
+    assert run("drafter=ngram", "drafter.length=2,3,4") == 0
+    assert capsys.readouterr().out.count(": done before") == 2
+    assert {path: path.read_bytes() for path in kept} == kept
+    lengths = {yaml.safe_load((p / "config.yaml").read_text())["drafter"]["length"] for p in Path("sweep").glob("*/")}
+    assert lengths == {2, 3, 4}
+    assert len(table()) == 3
+    assert main(["run", "resume=sweep", "drafter.length=5"]) == 1
+    told = capsys.readouterr().err
+    assert "drafter.length=5 cannot be given" in told
+    assert "specdec run -m ... hydra.sweep.dir=sweep" in told
+    cell = folder_of("drafter.length=2")
+    assert main(["run", f"resume={cell}"]) == 0  # a cell is a run like any other
+    assert main(["run", "-m", "drafter=ngram", f"hydra.sweep.dir={cell}"]) == 1
+    assert "holds a run; give the sweep a folder of its own" in capsys.readouterr().err
+
+
+def test_a_cell_that_another_process_is_at_is_left_out(run: Sweep, capsys):
+    assert run("drafter=ngram", "drafter.length=2,3") == 0
+    held = folder_of("drafter.length=2")
+    (held / "summary.json").unlink()
+    before = {path.name: path.read_bytes() for path in held.iterdir() if path.is_file()}
+    with only_writer(held):
+        assert main(["run", "resume=sweep"]) == 0
+    assert "another process is at it, left out" in capsys.readouterr().out
+    assert [row["status"] for row in table()] == ["elsewhere", "done"]
+    assert {path.name: path.read_bytes() for path in held.iterdir() if path.is_file()} == before
+
+
+def test_mistakes_before_any_cell_leave_nothing(run: Sweep, tmp_path: Path, capsys):
+    for wrong in (["drafter=ngram,ngrm"], ["drafter=ngram", "drafter.lenght=1,2"], ["drafter=ngram", "foo=1,2"]):
+        assert run(*wrong) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("specdec: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_check_of_a_cell_is_in_the_exit_status(run: Sweep, monkeypatch, capsys):
+    different = measure.lossless.Check(True, equal=False, position=0, gap=1.0, tie=False)
+    monkeypatch.setattr(measure.lossless, "compare", lambda *_: different)
+    assert run("drafter=ngram", LENGTHS) == 3
+    assert "the losslessness check failed for ngram (" in capsys.readouterr().err
+    assert table()[0]["unequal"] == ["ngram"]
+
+
+def test_cells_are_named_by_their_overrides():
+    names = {sweep.name_of(o) for o in (["a.b=1", "c=2"], ["a.b=1", "c=3"], ["a.c=1", "b=2"], ["a.b=1", "+c=2"])}
+    assert len(names) == 4
+    assert sweep.name_of(["c=2", "a.b=1"]).partition(".")[2] == sweep.name_of(["a.b=1", "c=2"]).partition(".")[2]
+    assert sweep.name_of(["a.b=1", "target.name=/some/where"]).startswith("b-1.")
+    assert sweep.name_of(["target.name=/some/where"]).isalnum()
+    strange = sweep.name_of(["only=[a, 'b c']", "x=" + "y" * 300])
+    assert len(strange) < 100
+    assert not set(strange) & set("/ '[],=")
+
+
+def test_the_number_a_search_makes_large():
+    entry = {"speedup": {"ratio": 1.5, "label": ""}}
+    again = {"speedup": {"ratio": 1.01, "label": "plain again"}}
+    assert sweep.speedup_of({"methods": [{"speedup": None}, {"speedup": {"ratio": 2.0}}, entry, again]}) == 1.5
+    assert sweep.speedup_of({"methods": [{"speedup": None}]}) is None
+
+
+def test_a_failed_cell_has_no_number(tmp_path: Path):
+    def fail() -> dict[str, Any]:
+        raise MemoryError
+
+    assert math.isnan(sweep.run_cell(tmp_path, ["a=1"], fail))
+    (cell,) = sweep.cells(tmp_path.parent, [])[:1]
+    assert (cell.status, cell.error, cell.overrides) == ("failed", "MemoryError", ["a=1"])
+
+
+COMMAND = [sys.executable, "-m", "specdec.experiments.cli", "run"]
+
+
+def environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(loading.PACKAGE.parent), os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_again_and_again_serves_every_request_once(own: list[str], tmp_path: Path):
+    """SIGKILL at arbitrary moments, start-up included; what was written before a kill stays as it was."""
+    swept = [*own, "drafter=ngram", "drafter.length=2,3,4", "measure.repeats=20", "measure.steps=false"]
+    arguments, kept, kills = ["-m", *swept], b"", 0
+    files = lambda: sorted((tmp_path / "sweep").glob("*/requests.jsonl"))  # noqa: E731
+    for wait in (0.0, 0.4, 1.1, 0.2, 0.9, 2.0):
+        child = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+        before, end = len(b"".join(f.read_bytes() for f in files())), time.monotonic() + 240
+        while child.poll() is None and time.monotonic() < end:
+            if len(b"".join(f.read_bytes() for f in files())) > before:
+                time.sleep(wait)
+                break
+            time.sleep(0.02)
+        kills += child.poll() is None
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        now = b"".join(f.read_bytes()[: f.read_bytes().rfind(b"\n") + 1] for f in files())
+        assert set(kept.splitlines()) <= set(now.splitlines())
+        kept, arguments = now, ["-m", "resume=sweep"]
+    assert kills
+    subprocess.run([*COMMAND, "-m", "resume=sweep"], cwd=tmp_path, env=environment(), check=True)
+    rows = [row for file in files() for row in read_rows(file)]
+    assert len(files()) == 3
+    assert all(len(read_rows(f)) == len({key_of(row) for row in read_rows(f)}) == 40 for f in files())
+    assert set(kept.splitlines()) <= {json.dumps(row).encode() for row in rows}
+    assert [row["status"] for row in table(tmp_path / "sweep")] == ["done"] * 3
+
+
+@pytest.mark.slow
+def test_two_processes_at_one_sweep_share_its_cells(own: list[str], tmp_path: Path):
+    command = [*COMMAND, "-m", *own, "drafter=ngram", "drafter.length=2,3,4,5", "measure.repeats=10"]
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE) for _ in range(2)]
+    shown = [child.communicate()[0].decode() for child in both]
+    assert [child.returncode for child in both] == [0, 0]
+    names = [row["cell"] for row in table(tmp_path / "sweep")]
+    assert all(sum(text.count(f"{name}: done\n") for text in shown) >= 1 for name in names)
+    for name in names:
+        rows = read_rows(tmp_path / "sweep" / name / "requests.jsonl")
+        assert len(rows) == len({key_of(row) for row in rows}) == 20
