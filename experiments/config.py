@@ -9,7 +9,7 @@ from typing import Any
 from specdec import loading, registry
 from specdec.attention import choose_backend
 from specdec.exact import check_settings
-from specdec.experiments.methods import Method, Spec, make_methods
+from specdec.experiments.methods import Method, Spec, make_methods, other_backend
 from specdec.experiments.validation import check_counts, check_keys, check_models, refuse_missing
 
 TRACES = ("html", "perfetto")
@@ -57,6 +57,7 @@ class RunConfig:
     stream: int | None
     trace: tuple[str, ...] = ()
     transformers_batch: int | None = None
+    predict: Predict | None = None
     allow_targets: tuple[str, ...] = ()
     resolved: dict[str, Any] = field(default_factory=dict)
 
@@ -71,6 +72,7 @@ class RunConfig:
             raise ValueError("this configuration trains a model: start it with `specdec train`")
         known = {"name", "target", "drafter", "tree", "acceptance", "sampling", "data", "backend", "tracker"}
         known |= {"methods", "only", "measure", "stream", "trace", "transformers_batch", "allow_targets"}
+        known |= {"predict"}
         check_keys(raw, known, "setting")
         allowed = tuple(raw.get("allow_targets") or ())
         for kind in ("target", "data", "tracker"):
@@ -81,25 +83,30 @@ class RunConfig:
         check_models({"target": raw["target"]})
         measure = raw.get("measure") or {}
         check_keys(measure, {f.name for f in fields(Measure)}, "setting of measure")
-        backend, exact = _backend(raw.get("backend"))
+        backend, exact = _backend(
+            {"attention": "auto"} if other_backend(raw.get("backend"), allowed) else raw.get("backend")
+        )
         stream = raw.get("stream")
         if stream is not None and (type(stream) is not int or stream < 1):
             raise ValueError(f"stream is {stream!r}; expected a number of new tokens, or null")
         batch = raw.get("transformers_batch")
         if batch is not None and (type(batch) is not int or batch < 2):
             raise ValueError(f"transformers_batch is {batch!r}; expected a number of prompts of at least 2, or null")
+        checked = Measure(**measure)
+        methods = make_methods(raw, allowed, noise=checked.noise)
         return RunConfig(
             name=str(raw["name"]),
             target=dict(raw["target"]),
-            methods=make_methods(raw, allowed, noise=bool(measure.get("noise"))),
+            methods=methods,
             data=dict(raw["data"]),
             tracker=dict(raw["tracker"]),
             backend=backend,
             exact=exact,
-            measure=Measure(**measure),
+            measure=checked,
             stream=stream,
             trace=_trace(raw.get("trace")),
             transformers_batch=batch,
+            predict=Predict.parse(raw["predict"], methods) if raw.get("predict") is not None else None,
             allow_targets=allowed,
             resolved=dict(raw),
         )

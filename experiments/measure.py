@@ -12,9 +12,11 @@ from specdec.experiments import lossless
 from specdec.experiments.config import Measure
 from specdec.experiments.conversation import encode
 from specdec.experiments.data import Question
+from specdec.experiments.engines.counts import count as count_answers
 from specdec.experiments.machine import peak_memory, reset_peak_memory
 from specdec.experiments.methods import Method
 from specdec.experiments.records import Key, Records, Row
+from specdec.experiments.summary import without_nan
 from specdec.experiments.workbench import Bench
 from specdec.inputs import eos_ids
 from specdec.metrics import DecodingStats
@@ -22,7 +24,7 @@ from specdec.request import Request
 from specdec.request_stats import RequestStats
 from specdec.sampling import SamplingParams
 
-Step = tuple[int, int, dict[str, float]]  # emitted tokens, draft nodes so far, seconds by phase so far
+Step = tuple[int, float, dict[str, float]]  # emitted tokens, draft nodes so far, seconds by phase so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ def warm_up(bench: Bench, question: Question, tokens: int, batch: int) -> None:
         ids, _ = encode(bench.tokenizer, question.turns, [], bench.room(tokens))
         plain: dict[str | None, list[int]] = {}
         for method in bench.methods:
-            tell_reference(bench.engines[method.name].drafter, ids + plain.get(method.baseline, []))
+            if method.backend is None:
+                tell_reference(bench.engines[method.name].drafter, ids + plain.get(method.baseline, []))
             plain[method.name] = serve(bench, method.name, [ids] * batch, tokens, method.sampling).texts[0]
 
 
@@ -92,13 +95,13 @@ def measure(
     began = time.perf_counter()
     at: object = None
     for cell in plan(bench.methods, questions, settings):
-        here = (cell.questions[0].question_id, cell.repeat)
+        here = (cell.questions[0].question_id, cell.repeat, cell.method.batch)
         if at not in (None, here) and settings.time_limit and time.perf_counter() - began > settings.time_limit:
             return
         at = here
         if not all(key in records.finished for key in cell.keys):
             for row, steps in run_cell(bench, cell, records, settings.max_new_tokens):
-                records.append(row, steps if settings.steps else [])
+                records.append(without_nan(row), without_nan(steps) if settings.steps else [])
         for key in cell.keys:
             tell(cell, records.finished[key])
 
@@ -111,7 +114,7 @@ def run_cell(bench: Bench, cell: Cell, records: Records, max_new_tokens: int) ->
     prompts, cuts = zip(*(_prompt(bench, cell, q, records, max_new_tokens) for q in cell.questions), strict=True)
     baseline, count = cell.method.baseline, len(prompts)
     expected = [records.finished[baseline, *key[1:]]["token_ids"] if baseline else [] for key in cell.keys]
-    if baseline is not None:
+    if baseline is not None and cell.method.backend is None:
         texts = [ids + text for ids, text in zip(prompts, expected, strict=True)]
         tell_reference(bench.engines[cell.method.name].drafter, *texts)
     served = serve(bench, cell.method.name, prompts, max_new_tokens, cell.sampling)
@@ -132,6 +135,7 @@ def run_cell(bench: Bench, cell: Cell, records: Records, max_new_tokens: int) ->
             "prompt_tokens": request.prompt_tokens,
             "cut_tokens": cuts[number],
             "new_tokens": request.new_tokens,
+            "first_tokens": request.first_tokens,
             "steps": request.steps,
             "forwards": served.stats.forwards / count,
             "accept_lengths": request.accept_lengths,
@@ -172,7 +176,8 @@ def _check(bench: Bench, cell: Cell, ids: list[int], expected: list[int], tokens
     if method.baseline is None:
         return None
     check = lossless.Check(comparable=False)
-    if lossless.comparable(bench.engines[method.name].rule, method.sampling):
+    ours = bench.engines.get(method.name)
+    if method.sampling.temperature == 0 if ours is None else lossless.comparable(ours.rule, method.sampling):
         check = lossless.compare(bench.engines[method.baseline].target, ids, expected, tokens, cell.sampling)
     return check_row(bench, check)
 
@@ -191,19 +196,25 @@ class Served:
         texts: new tokens of each.
         stats: counts and times.
         steps: of each, what every step had come to; the first entry is the prefill.
-        peak_memory: bytes.
+        peak_memory: bytes; None if it is another process's.
     """
 
     texts: list[list[int]]
     stats: DecodingStats
     steps: list[list[Step]]
-    peak_memory: int
+    peak_memory: int | None
 
 
 def serve(
     bench: Bench, name: str, prompts: Sequence[list[int]], max_new_tokens: int, sampling: SamplingParams
 ) -> Served:
     """Some requests through one method, all at once."""
+    if (other := bench.others.get(name)) is not None:
+        reset_peak_memory(bench.device)
+        answers, forwards = other.serve(prompts, max_new_tokens, sampling, eos_ids(bench.model))
+        stats, steps = count_answers(prompts, answers, forwards)
+        memory = None if other.own_memory else peak_memory(bench.device)
+        return Served([[t for tokens in a.passes for t in tokens] for a in answers], stats, steps, memory)
     served = Served([[] for _ in prompts], DecodingStats(), [[] for _ in prompts], 0)
     reset_peak_memory(bench.device)
     requests = [Request(ids, max_new_tokens, sampling, eos_ids(bench.model)) for ids in prompts]

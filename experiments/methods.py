@@ -8,6 +8,7 @@ from typing import Any
 
 from specdec import registry
 from specdec.core import AcceptanceRule
+from specdec.experiments.engines.base import Draft, OtherEngine, draft_of
 from specdec.experiments.validation import check_keys, check_models, refuse_missing
 from specdec.sampling import SamplingParams
 
@@ -24,6 +25,8 @@ class Method:
         sampling: how tokens are chosen.
         baseline: the method it is measured against; None if it is a baseline itself.
         synthetic: its drafter is told the text beforehand. The name of such a method always says so.
+        backend: another engine's mapping with `_target_`, as in conf/backend; None for specdec itself.
+        draft: what that engine is to draft.
     """
 
     name: str
@@ -33,15 +36,22 @@ class Method:
     sampling: SamplingParams
     baseline: str | None
     synthetic: bool = False
+    backend: Spec | None = None
+    draft: Draft | None = None
 
     @property
     def is_again(self) -> bool:
         """Whether it is a baseline's second measurement, see machine_noise.py."""
-        return self.baseline is not None and self.drafter["_target_"] == NO_DRAFTER
+        return self.baseline is not None and self.is_plain
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is specdec's plain decoding."""
+        return self.backend is None and self.drafter["_target_"] == NO_DRAFTER
 
 
 def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...], noise: bool = False) -> tuple[Method, ...]:
-    """Every method with its settings filled in, after the baseline of its sampling settings.
+    """Every method with its settings filled in, after the baseline of its sampling settings and batch.
 
     Args:
         raw: the resolved configuration: `methods`, `only`, and the groups that fill in what these leave out.
@@ -55,7 +65,8 @@ def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...], noise: bool =
     chosen: Spec | None = None
     if raw.get("drafter") is not None:
         chosen = {"drafter": raw["drafter"], **({"tree": raw["tree"]} if raw.get("tree") is not None else {})}
-        named.setdefault(_label(chosen), chosen)
+        other = other_backend(raw.get("backend"), allowed)
+        named.setdefault("_".join([*([_yaml_of("backend", other)] if other else []), _label(chosen)]), chosen)
     named = _only(named, raw.get("only"))
     methods = [
         _method(name, given, raw, allowed, "" if given is chosen else f"methods.{name}.")
@@ -72,7 +83,7 @@ def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...], noise: bool =
             name = f"none_{len(ordered)}"
         ordered.append(Method(name, {"_target_": NO_DRAFTER}, None, plain, sampling, None))
         for m in methods:
-            if m.sampling == sampling and m.drafter["_target_"] != NO_DRAFTER:
+            if m.sampling == sampling and not m.is_plain:
                 ordered.append(replace(m, baseline=name))
         if noise:
             again = f"{name}_again"
@@ -105,7 +116,7 @@ def _yaml_of(kind: str, spec: Any) -> str:
 
 def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, ...], group: str) -> Method:
     """`group` is what its settings begin with on the command line; nothing for the groups' own."""
-    check_keys(given, {"drafter", "tree", "acceptance", "sampling"}, f"setting of methods.{name}")
+    check_keys(given, {"drafter", "tree", "acceptance", "sampling", "backend"}, f"setting of methods.{name}")
     if "drafter" not in given:
         raise ValueError(f"methods.{name} has no drafter; expected one of: {', '.join(registry.names('drafter'))}")
     if not name.replace("_", "").replace("-", "").isalnum():
@@ -127,7 +138,41 @@ def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, .
     synthetic = _is_synthetic(drafter, allowed)
     name = f"{name}_synthetic" if synthetic and "synthetic" not in name else name
     sampling = SamplingParams.from_dict(specs["sampling"] or {})
-    return Method(name, drafter, tree, acceptance, sampling, None, synthetic)
+    method = Method(name, drafter, tree, acceptance, sampling, None, synthetic)
+    backend = other_backend(given.get("backend", raw.get("backend")), allowed)
+    if "backend" in given and backend is None:
+        raise ValueError(
+            f"methods.{name}.backend names no other engine; the kernel is the whole run's, as in backend=naive"
+        )
+    return method if backend is None else _elsewhere(method, backend, rule, raw, allowed)
+
+
+def other_backend(given: Any, allowed: tuple[str, ...]) -> Spec | None:
+    """The mapping of another engine, looked over; None where an attention kernel of ours is chosen."""
+    found = registry.read_yaml("backend", given) if isinstance(given, str) else given
+    if not isinstance(found, Mapping) or "_target_" not in found:
+        return None
+    registry.check(found, allowed, "backend")
+    return dict(found)
+
+
+def _elsewhere(
+    method: Method, backend: Spec, rule: AcceptanceRule, raw: Mapping[str, Any], allowed: tuple[str, ...]
+) -> Method:
+    """A method as another engine runs it, with that engine's own rule: at temperature 0 the target's best token, else
+    rejection."""
+    if not rule.lossless:
+        raise ValueError(
+            f"methods.{method.name}: another engine judges drafts by its own lossless rule; take acceptance out"
+        )
+    try:
+        engine: OtherEngine = registry.instantiate(backend, allowed, "backend")
+        draft = draft_of(engine, method.drafter, method.tree, allowed)
+        engine.check(draft, method.sampling, int((raw.get("measure") or {}).get("batch", 1)))
+    except ValueError as error:
+        raise ValueError(f"method {method.name}: {error}") from error
+    own = registry.read_yaml("acceptance", "rejection")
+    return replace(method, acceptance=own, backend=backend, draft=draft)
 
 
 def _is_synthetic(spec: Any, allowed: tuple[str, ...]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from specdec.experiments.divergence import show_differences
 from specdec.experiments.folder_lock import only_writer
 from specdec.experiments.leaderboard import is_compared, show_leaderboard, write_leaderboard
 from specdec.experiments.measure import measure, plan, warm_up
+from specdec.experiments.predict import prediction
+from specdec.experiments.prediction_shown import show_prediction
 from specdec.experiments.records import Records, write_lines, write_text
 from specdec.experiments.report import write_report
 from specdec.experiments.summary import differences_of, summarise, without_nan
@@ -54,15 +57,15 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
         torch.set_num_threads(config.measure.threads)
     transformers_logging.disable_progress_bar()
     console.print(f"Loading target [bold]{config.target['name']}[/] and {len(config.methods)} methods", highlight=False)
-    bench = build(config)
-    bench.room(config.measure.max_new_tokens)
-    directory.mkdir(parents=True, exist_ok=True)  # a run that cannot be built leaves nothing
-    with only_writer(directory):
-        if (earlier := look_into(directory, raw)) is not None:  # by another, while the weights were loaded
-            console.print(f"{directory} was finished by another process: nothing to run")
-            return earlier
-        begin(directory, raw, overrides)
-        return _write(config, bench, questions, tracker, directory, console)
+    with closing(build(config)) as bench:
+        bench.room(config.measure.max_new_tokens)
+        directory.mkdir(parents=True, exist_ok=True)  # a run that cannot be built leaves nothing
+        with only_writer(directory):
+            if (earlier := look_into(directory, raw)) is not None:  # by another, while the weights were loaded
+                console.print(f"{directory} was finished by another process: nothing to run")
+                return earlier
+            begin(directory, raw, overrides)
+            return _write(config, bench, questions, tracker, directory, console)
 
 
 def _write(
@@ -73,12 +76,12 @@ def _write(
     records = Records(directory)
     about = {"name": questions.name, "sha256": questions.sha256, "count": len(questions.items)}
     origin = provenance.collect(provenance.command_line(), raw, about)
+    origin["versions"] |= bench.versions
     provenance.write(directory / "provenance.json", origin)
-    together = min(config.measure.batch, len(questions.items))
-    warm_up(bench, questions.items[0], config.measure.warmup_tokens, together)
+    warm_up(bench, questions.items[0], config.measure.warmup_tokens, len(questions.items))
     bandwidth = machine.peak_bandwidth(bench.device)
     if config.stream and not records.resumed:
-        shown = next(method for method in reversed(config.methods) if not method.is_again)
+        shown = next(method for method in reversed(config.methods) if not method.is_again and method.backend is None)
         display.show_stream(console, bench, shown, questions.items[0].turns[0], config.stream)
     tracker.start(directory, config.name, raw)
     total = _measure(config, bench, questions, records, tracker, console)
@@ -95,7 +98,9 @@ def _write(
         console.print(f"Leaderboard: {write_leaderboard(directory, summary)}", highlight=False, soft_wrap=True)
     elif says_more(summary):
         show_acceptance(console, summary)
-        console.print(f"For tree=sequoia: {', '.join(map(str, vectors))}", highlight=False, soft_wrap=True)
+        console.print(f"For tree=sequoia: {vectors / 'METHOD.json'}", highlight=False, soft_wrap=True)
+    if summary["prediction"]:
+        show_prediction(console, summary["prediction"])
     if theirs or any(entry["lossless"]["verdict"] == "no" for entry in summary["methods"]):
         show_differences(console, summary)
     display.show_notes(console, summary["notes"])
@@ -146,8 +151,11 @@ def _summary(
     if len(rows) < total:
         limit = f"the time limit of {config.measure.time_limit} s"
         notes.append(f"{len(rows)} of {total} requests were served before {limit}; measure.time_limit=null serves all")
+    notes += [f"{m.name}: {m.draft.note}" for m in config.methods if m.draft and m.draft.note]
     if cut:
         notes.append(f"prompts longer than the target's positions were cut from the left: {len(cut)}")
+    methods = summarise(config.methods, rows, bench.cost, bandwidth, config.allow_targets, config.measure.seed)
+    expected = prediction(config.predict, config.methods, bench.shapes, methods, rows) if config.predict else None
     return without_nan(
         {
             "experiment": config.name,
@@ -158,9 +166,8 @@ def _summary(
             "target": bench.describe(config.target["name"], config.target.get("quantize")),
             "environment": {"peak_bandwidth": bandwidth, "threads": torch.get_num_threads()},
             "baseline": config.methods[0].name,
-            "methods": summarise(
-                config.methods, rows, bench.cost, bandwidth, config.allow_targets, config.measure.seed
-            ),
+            "methods": methods,
+            "prediction": expected,
             "definitions": metrics.definitions(),
         }
     )

@@ -40,7 +40,9 @@ def summarise(
             "drafter": method.drafter,
             "tree": method.tree,
             "acceptance": method.acceptance,
+            "backend": None if method.backend is None else registry.yaml_name("backend", method.backend),
             "sampling": {f: getattr(method.sampling, f) for f in method.sampling.__dataclass_fields__},
+            "batch": method.batch,
             "requests": len(own),
             "lossless": checked,
             "metrics": _metrics(own, cost, peak_bandwidth),
@@ -67,12 +69,13 @@ def stats_of(rows: Sequence[Row]) -> DecodingStats:
     stats = DecodingStats()
     stats.forwards = round(sum(row["forwards"] for row in rows))  # requests that were served together share them
     for row in rows:
-        request = RequestStats(**{name: row[name] for name in COUNTS}, first=row["ttft"])
+        request = RequestStats(**{name: _told(row[name]) for name in COUNTS}, first=row["ttft"])
+        request.first_tokens = row.get("first_tokens", 1)
         request.riders = row.get("riders", 0)  # runs of earlier versions have none
         request.end = request.first + row["tpot"] * max(request.new_tokens - 1, 1)
         stats.requests.append(request)
         for phase, seconds in row["phases"].items():
-            stats.phases[phase] += seconds
+            stats.phases[phase] = stats.phases.get(phase, 0.0) + seconds
     return stats
 
 
@@ -135,9 +138,19 @@ def _metrics(rows: Sequence[Row], cost: TargetCost, peak_bandwidth: float) -> di
         "bytes_moved": cost.bytes_moved(stats),
         "mbu": cost.mbu(stats, peak_bandwidth),
         "model_flops": cost.model_flops(stats),
-        "peak_memory": metrics.peak_memory(row["peak_memory"] for row in rows),
+        "peak_memory": _peak_memory(rows),
         "divergence_rate": metrics.divergence_rate(sum(not c["equal"] for c in checks), len(checks)),
     }
+
+
+def _told(count: Any) -> Any:
+    """What another engine does not tell is null in a file."""
+    return math.nan if count is None else count
+
+
+def _peak_memory(rows: Sequence[Row]) -> int | None:
+    told = [row["peak_memory"] for row in rows if row["peak_memory"] is not None]
+    return metrics.peak_memory(told) if told or not rows else None
 
 
 def _speedup(

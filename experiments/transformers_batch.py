@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from specdec.experiments import lossless
 from specdec.experiments.conversation import encode
 from specdec.experiments.data import Question
+from specdec.experiments.engines.hf_generate import plain_settings
 from specdec.experiments.measure import check_row
 from specdec.experiments.records import Row
 from specdec.experiments.workbench import Bench
@@ -63,11 +64,7 @@ def _check(alone: Decoded, beside: Decoded, dtype: torch.dtype) -> lossless.Chec
 
 @torch.inference_mode()
 def _decode(bench: Bench, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Decoded]:
-    """All prompts in one call of transformers' `generate`, each token the one with the largest raw logit.
-
-    What the settings leave open, `generate` takes from the model's own (a penalty, a shortest length): those are put
-    aside meanwhile.
-    """
+    """All prompts in one call of transformers' `generate`, each token the one with the largest raw logit."""
     longest, eos = max(map(len, prompts)), sorted(eos_ids(bench.model))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=bench.device)  # [B, L]
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=bench.device)
@@ -75,11 +72,8 @@ def _decode(bench: Bench, prompts: Sequence[list[int]], max_new_tokens: int) -> 
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=eos or None, pad_token_id=0,
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
-    own, bench.model.generation_config = bench.model.generation_config, GenerationConfig()
-    try:
+    with plain_settings(bench.model):
         output: Any = bench.model.generate(ids, attention_mask=mask, generation_config=settings)
-    finally:
-        bench.model.generation_config = own
     logits = torch.stack(output.logits, 1).float()  # [B, T, V]
     texts = output.sequences[:, longest:].tolist()
     ends = [next((i + 1 for i, token in enumerate(text) if token in eos), len(text)) for text in texts]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec import loading, registry
 from specdec.engine import Engine
 from specdec.experiments.config import RunConfig
+from specdec.experiments.engines.base import Draft, Opened, OtherEngine, Setting, bound_drafter
 from specdec.experiments.methods import Method
 from specdec.experiments.validation import LOAD_MODEL
 from specdec.metrics import TargetCost
@@ -26,6 +28,7 @@ class Bench:
     Attributes:
         engines: by method name, baselines before their methods.
         make: a new engine of a method, which has seen nothing.
+        others: engines that are not ours, by method name; see `close`.
     """
 
     model: PreTrainedModel
@@ -34,11 +37,18 @@ class Bench:
     engines: dict[str, Engine]
     cost: TargetCost
     make: Callable[[Method], Engine]
+    others: dict[str, Opened] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
         """Of the target."""
         return self.model.device
+
+    @property
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """By method, the paths of its drafter's tree, for those that have a fixed one."""
+        policies = {name: getattr(engine.drafter, "policy", None) for name, engine in self.engines.items()}
+        return {name: policy.paths for name, policy in policies.items() if hasattr(policy, "paths")}
 
     def room(self, max_new_tokens: int) -> int:
         """Most tokens of a prompt; 0 for no limit.
@@ -50,6 +60,16 @@ class Bench:
         if limit and limit <= max_new_tokens:
             raise ValueError(f"measure.max_new_tokens is {max_new_tokens}, but the target has {limit} positions in all")
         return limit - max_new_tokens if limit else 0
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of other engines' packages."""
+        return {package: v for other in self.others.values() for package, v in other.versions.items()}
+
+    def close(self) -> None:
+        """Let other engines go."""
+        for other in self.others.values():
+            other.close()
 
     def describe(self, name: str, quantize: str | None) -> dict[str, Any]:
         """The target, for the summary."""
@@ -90,8 +110,25 @@ def build(config: RunConfig) -> Bench:
         except ValueError as error:
             raise ValueError(f"method {method.name}: {error}") from error
 
-    engines = {method.name: make(method) for method in config.methods}
-    return Bench(model, tokenizer, config.methods, engines, target_cost(model, next(iter(engines.values()))), make)
+    engines = {method.name: make(method) for method in config.methods if method.backend is None}
+
+    def drafting(draft: Draft) -> Any:
+        return bound_drafter(model, _with_models(draft.settings, loaded), draft.tree, config.allow_targets)
+
+    setting = Setting(model, tokenizer, config.target, drafting, torch.get_num_threads())
+    others: dict[str, Opened] = {}
+    with ExitStack() as opened:
+        for method in config.methods:
+            if method.backend is not None and method.draft is not None:
+                engine: OtherEngine = registry.instantiate(method.backend, config.allow_targets, "backend")
+                try:
+                    others[method.name] = engine.open(method.draft, setting)
+                except ValueError as error:
+                    raise ValueError(f"method {method.name}: {error}") from error
+                opened.callback(others[method.name].close)
+        cost = target_cost(model, next(iter(engines.values())))
+        opened.pop_all()  # from here on Bench.close does it
+    return Bench(model, tokenizer, config.methods, engines, cost, make, others)
 
 
 def _with_models(spec: Mapping[str, Any], loaded: dict[str, PreTrainedModel]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from specdec.request_stats import RequestStats, ratio
 
 PHASES = ("prefill", "draft", "verify", "accept", "commit", "host")
+UNDIVIDED = "undivided"  # what follows the prefill, of another engine that does not tell its phases
 
 
 @dataclass(slots=True)
@@ -110,8 +111,9 @@ class DecodingStats:
 
     @property
     def phase_share(self) -> dict[str, float]:
-        """Each decoding phase's share of `decode_seconds`."""
-        return {p: ratio(s, self.decode_seconds) for p, s in self.phases.items() if p != "prefill"}
+        """Each decoding phase's share of `decode_seconds`; no number where an engine does not tell them apart."""
+        whole = float("nan") if UNDIVIDED in self.phases else self.decode_seconds
+        return {p: ratio(self.phases.get(p, 0.0), whole) for p in PHASES if p != "prefill"}
 
     def summary(self) -> dict[str, object]:
         """Every metric by its name, for trackers and reports."""
@@ -129,7 +131,7 @@ class DecodingStats:
             total.requests += part.requests
             total.forwards += part.forwards
             for phase, seconds in part.phases.items():
-                total.phases[phase] += seconds
+                total.phases[phase] = total.phases.get(phase, 0.0) + seconds
         return total
 
 

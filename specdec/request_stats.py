@@ -22,6 +22,9 @@ class RequestStats:
         children: of every step, how many children the nodes of the accepted path had, the root first.
         ranks: of every step, the accepted nodes' places among their siblings, from depth 1 on; 0 is the first.
         start, first, end: seconds on one clock: entering, first token, last token.
+        first_tokens: tokens of the prefill: one, but where another engine verifies a draft in that very pass.
+
+    A count that another engine does not tell is NaN.
     """
 
     prompt_tokens: int = 0
@@ -37,6 +40,7 @@ class RequestStats:
     start: float = 0.0
     first: float = 0.0
     end: float = 0.0
+    first_tokens: int = 1
 
     @property
     def steps(self) -> int:
@@ -46,7 +50,7 @@ class RequestStats:
     @property
     def new_tokens(self) -> int:
         """Tokens emitted, the prefill's first one included."""
-        return sum(self.accept_lengths) + (self.first > 0)
+        return sum(self.accept_lengths) + self.first_tokens * (self.first > 0)
 
     @property
     def ttft(self) -> float:

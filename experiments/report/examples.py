@@ -67,20 +67,22 @@ def steps_of(row: Row, tokenizer: Any) -> list[Step]:
     if tokenizer is None or not ids:
         return []
     sizes = [(size - 1, size) for size in row["accept_lengths"]]
-    if sizes and row["accepted"] > sum(drafted for drafted, _ in sizes):  # the text ended within a drafted path
+    first = row.get("first_tokens", 1)
+    if sizes and (row["accepted"] or 0) > sum(drafted for drafted, _ in sizes):  # the text ended within a drafted path
         sizes[-1] = (sizes[-1][1],) * 2
-    return split_text(ids, sizes, tokenizer)
+    return split_text(ids, sizes, tokenizer, first)
 
 
-def split_text(ids: Sequence[int], sizes: Sequence[tuple[int, int]], tokenizer: Any) -> list[Step]:
-    """A text in its parts: the prefill's token, then every step's.
+def split_text(ids: Sequence[int], sizes: Sequence[tuple[int, int]], tokenizer: Any, first: int = 1) -> list[Step]:
+    """A text in its parts: the prefill's tokens, then every step's.
 
     Args:
         ids: of the text.
         sizes: of every step, how many of its tokens were drafted, and all of them.
+        first: tokens of the prefill.
     """
     pieces = TextPieces(tokenizer)
-    steps, start = [Step("", pieces.push(ids[:1]), 1)], 1
+    steps, start = [Step(pieces.push(ids[: first - 1]), pieces.push(ids[first - 1 : first]), first)], first
     for drafted, size in sizes:
         part = ids[start : start + size]
         steps.append(Step(pieces.push(part[:drafted]), pieces.push(part[drafted:]), size))

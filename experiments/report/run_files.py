@@ -101,8 +101,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _whole(summary: dict[str, Any]) -> dict[str, Any]:
     empty: dict[str, Any] = {"experiment": "run", "complete": False, "questions": 0, "requests": 0, "notes": []}
     empty |= {"target": {}, "environment": {}, "baseline": None, "methods": [], "definitions": metrics.definitions()}
-    entry: dict[str, Any] = {"baseline": None, "drafter": None, "tree": None, "acceptance": None, "sampling": {}}
-    entry |= {"requests": 0, "lossless": UNCHECKED, "metrics": {}, "speedup": None, "by_category": {}}
+    entry: dict[str, Any] = {"baseline": None, "drafter": None, "tree": None, "acceptance": None, "backend": None}
+    entry |= {"sampling": {}, "requests": 0, "lossless": UNCHECKED, "metrics": {}, "speedup": None, "by_category": {}}
     whole = empty | {"transformers": None} | summary
     target = dict.fromkeys(("name", "class", "dtype", "device", "parameters")) | (whole["target"] or {})
     methods = [entry | method for method in whole["methods"]]

@@ -39,7 +39,7 @@ def trace_run(config: RunConfig, bench: Bench, question: Question, records: Reco
     tokens = config.measure.max_new_tokens
     ids, _ = encode(bench.tokenizer, question.turns, [], bench.room(tokens))
     traces = []
-    for method in config.methods:
+    for method in (m for m in config.methods if m.backend is None):
         engine = bench.make(method)
         if method.baseline is not None:
             answer = records.finished[method.baseline, question.question_id, 0, 0]["token_ids"]

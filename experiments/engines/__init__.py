@@ -1,0 +1,1 @@
+"""Other engines that `specdec run` measures beside specdec: `backend=transformers`, `backend=vllm`."""
