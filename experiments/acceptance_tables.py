@@ -62,9 +62,10 @@ def _between(bucket: int) -> Json:
     return {"first": FIRST_BUCKET << bucket >> 1 if bucket else 0, "last": (FIRST_BUCKET << bucket) - 1}
 
 
-def write_vectors(directory: Path, target: str, methods: Sequence[Json], rows: Sequence[Row]) -> list[Path]:
-    """`acceptance/<method>.json` of every method that drafted: what `tree=sequoia tree.acceptance=FILE` reads."""
-    files = []
+def write_vectors(directory: Path, target: str, methods: Sequence[Json], rows: Sequence[Row]) -> Path:
+    """`acceptance/<method>.json` of every method that drafted, what `tree=sequoia tree.acceptance=FILE` reads; returns
+    their folder."""
+    folder = directory / FOLDER
     for entry in methods:
         steps = count_steps(row for row in rows if row["method"] == entry["name"])
         measured = measured_acceptance(((children, ranks), times) for (_, _, children, ranks), times in steps.items())
@@ -73,10 +74,9 @@ def write_vectors(directory: Path, target: str, methods: Sequence[Json], rows: S
             about |= {"method": entry["name"], "target": target}
             about |= {name: entry[name] for name in ("drafter", "tree", "sampling")}
             lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in (about | measured).items())
-            files.append(directory / FOLDER / f"{entry['name']}.json")
-            files[-1].parent.mkdir(exist_ok=True)
-            write_text(files[-1], "{\n" + ",\n".join(lines) + "\n}\n")
-    return files
+            folder.mkdir(exist_ok=True)
+            write_text(folder / f"{entry['name']}.json", "{\n" + ",\n".join(lines) + "\n}\n")
+    return folder
 
 
 def _slice(steps: Mapping[Step, int]) -> Json:

@@ -10,6 +10,7 @@ from specdec import loading, registry
 from specdec.attention import choose_backend
 from specdec.exact import check_settings
 from specdec.experiments.methods import Method, Spec, make_methods, other_backend
+from specdec.experiments.predict import Settings as Predict
 from specdec.experiments.validation import check_counts, check_keys, check_models, refuse_missing
 
 TRACES = ("html", "perfetto")

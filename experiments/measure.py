@@ -53,23 +53,26 @@ class Cell:
 
 def plan(methods: Sequence[Method], questions: Sequence[Question], measure: Measure) -> Iterator[Cell]:
     """The order of requests: methods side by side, so that whatever slows the machine down slows all of them down."""
-    groups = [tuple(questions[i : i + measure.batch]) for i in range(0, len(questions), measure.batch)]
     for repeat in range(measure.repeats):
-        for group in groups:
-            for turn in range(max(len(question.turns) for question in group)):
-                for method in methods:
-                    yield Cell(method, tuple(q for q in group if len(q.turns) > turn), turn, repeat)
+        for batch in dict.fromkeys(method.batch for method in methods):
+            served = [method for method in methods if method.batch == batch]
+            for group in (tuple(questions[i : i + batch]) for i in range(0, len(questions), batch)):
+                for turn in range(max(len(question.turns) for question in group)):
+                    for method in served:
+                        yield Cell(method, tuple(q for q in group if len(q.turns) > turn), turn, repeat)
 
 
-def warm_up(bench: Bench, question: Question, tokens: int, batch: int) -> None:
-    """A short answer by every method, `batch` times together, so that nothing is measured the first time it runs."""
+def warm_up(bench: Bench, question: Question, tokens: int, most: int) -> None:
+    """A short answer by every method, as often together as it serves questions, but `most` times at most, so that
+    nothing is measured the first time it runs."""
     if tokens:
         ids, _ = encode(bench.tokenizer, question.turns, [], bench.room(tokens))
         plain: dict[str | None, list[int]] = {}
         for method in bench.methods:
             if method.backend is None:
                 tell_reference(bench.engines[method.name].drafter, ids + plain.get(method.baseline, []))
-            plain[method.name] = serve(bench, method.name, [ids] * batch, tokens, method.sampling).texts[0]
+            prompts = [ids] * min(method.batch, most)
+            plain[method.name] = serve(bench, method.name, prompts, tokens, method.sampling).texts[0]
 
 
 def tell_reference(drafter: Any, *texts: list[int]) -> None:

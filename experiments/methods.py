@@ -9,7 +9,7 @@ from typing import Any
 from specdec import registry
 from specdec.core import AcceptanceRule
 from specdec.experiments.engines.base import Draft, OtherEngine, draft_of
-from specdec.experiments.validation import check_keys, check_models, refuse_missing
+from specdec.experiments.validation import check_counts, check_keys, check_models, refuse_missing
 from specdec.sampling import SamplingParams
 
 Spec = dict[str, Any]
@@ -25,6 +25,7 @@ class Method:
         sampling: how tokens are chosen.
         baseline: the method it is measured against; None if it is a baseline itself.
         synthetic: its drafter is told the text beforehand. The name of such a method always says so.
+        batch: questions that are served together.
         backend: another engine's mapping with `_target_`, as in conf/backend; None for specdec itself.
         draft: what that engine is to draft.
     """
@@ -36,6 +37,7 @@ class Method:
     sampling: SamplingParams
     baseline: str | None
     synthetic: bool = False
+    batch: int = 1
     backend: Spec | None = None
     draft: Draft | None = None
 
@@ -74,22 +76,23 @@ def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...], noise: bool =
     ]
     if not methods:
         raise ValueError(f"nothing to measure; choose drafter=one of: {', '.join(registry.names('drafter'))}")
-    samplings = list(dict.fromkeys(m.sampling for m in methods))
+    kinds = list(dict.fromkeys((m.sampling, m.batch) for m in methods))
+    several, batches = len({sampling for sampling, _ in kinds}) > 1, len({batch for _, batch in kinds}) > 1
     plain = registry.read_yaml("acceptance", "coupled")
     ordered: list[Method] = []
-    for sampling in samplings:
-        name = "none" if len(samplings) == 1 else f"none_t{sampling.temperature:g}"
+    for sampling, batch in kinds:
+        name = "none" + f"_t{sampling.temperature:g}" * several + f"_b{batch}" * batches
         if any(b.name == name for b in ordered):
             name = f"none_{len(ordered)}"
-        ordered.append(Method(name, {"_target_": NO_DRAFTER}, None, plain, sampling, None))
+        ordered.append(Method(name, {"_target_": NO_DRAFTER}, None, plain, sampling, None, batch=batch))
         for m in methods:
-            if m.sampling == sampling and not m.is_plain:
+            if (m.sampling, m.batch) == (sampling, batch) and not m.is_plain:
                 ordered.append(replace(m, baseline=name))
         if noise:
             again = f"{name}_again"
             if any(m.name == again for m in methods):
                 raise ValueError(f"methods.{again}: measure.noise=true needs this name; call the method something else")
-            ordered.append(Method(again, {"_target_": NO_DRAFTER}, None, plain, sampling, name))
+            ordered.append(Method(again, {"_target_": NO_DRAFTER}, None, plain, sampling, name, batch=batch))
     return tuple(ordered)
 
 
@@ -116,7 +119,7 @@ def _yaml_of(kind: str, spec: Any) -> str:
 
 def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, ...], group: str) -> Method:
     """`group` is what its settings begin with on the command line; nothing for the groups' own."""
-    check_keys(given, {"drafter", "tree", "acceptance", "sampling", "backend"}, f"setting of methods.{name}")
+    check_keys(given, {"drafter", "tree", "acceptance", "sampling", "backend", "batch"}, f"setting of methods.{name}")
     if "drafter" not in given:
         raise ValueError(f"methods.{name} has no drafter; expected one of: {', '.join(registry.names('drafter'))}")
     if not name.replace("_", "").replace("-", "").isalnum():
@@ -138,7 +141,10 @@ def _method(name: str, given: Any, raw: Mapping[str, Any], allowed: tuple[str, .
     synthetic = _is_synthetic(drafter, allowed)
     name = f"{name}_synthetic" if synthetic and "synthetic" not in name else name
     sampling = SamplingParams.from_dict(specs["sampling"] or {})
-    method = Method(name, drafter, tree, acceptance, sampling, None, synthetic)
+    if "batch" in given:
+        check_counts({f"methods.{name}.batch": given["batch"]})
+    batch = given.get("batch", (raw.get("measure") or {}).get("batch", 1))
+    method = Method(name, drafter, tree, acceptance, sampling, None, synthetic, batch)
     backend = other_backend(given.get("backend", raw.get("backend")), allowed)
     if "backend" in given and backend is None:
         raise ValueError(
@@ -168,7 +174,7 @@ def _elsewhere(
     try:
         engine: OtherEngine = registry.instantiate(backend, allowed, "backend")
         draft = draft_of(engine, method.drafter, method.tree, allowed)
-        engine.check(draft, method.sampling, int((raw.get("measure") or {}).get("batch", 1)))
+        engine.check(draft, method.sampling, method.batch)
     except ValueError as error:
         raise ValueError(f"method {method.name}: {error}") from error
     own = registry.read_yaml("acceptance", "rejection")

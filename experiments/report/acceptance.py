@@ -120,7 +120,7 @@ def _categories(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
     for method, _ in drafting:
         parts = [(method.entry["by_category"].get(name) or {}).get("accepted_by") or {} for name in names]
         first = [part["depth"][0]["conditional"] if part.get("depth") else (None,) * 3 for part in parts]
-        panels.append(Panel(method.name, method.class_, first))
+        panels.append(Panel(method.name, method.class_, first, joined=False))
         cells.append([method.name, *(_cell(part["depth"][0]) if part.get("depth") else text.DASH for part in parts)])
     title = "Acceptance of the first drafted token by category"
     said = ", ".join(f"{number} {name}" for number, name in enumerate(names, 1))

@@ -12,6 +12,7 @@ from specdec.experiments.report.svg import WIDTH, Axis, Canvas
 COLUMNS = 3
 HEIGHT = 122.0  # of a panel
 MOST_LABELS = 8  # below a panel
+NAME = 24  # characters of a panel's
 Point = Sequence[float | None]  # ratio, low, high; None where there is none
 
 
@@ -21,7 +22,8 @@ class Panel:
 
     Attributes:
         class_: its colour.
-        full, hollow: points at 0, 1, ...; those of `full` have their intervals and are joined.
+        full, hollow: points at 0, 1, ...; those of `full` have their intervals.
+        joined: by a line, in their order.
         cells: in place of points, shares by row and column, from the top.
     """
 
@@ -29,6 +31,7 @@ class Panel:
     class_: str
     full: Sequence[Point] = ()
     hollow: Sequence[Point] = ()
+    joined: bool = True
     cells: Sequence[Sequence[float | None]] = ()
 
 
@@ -50,7 +53,7 @@ def multiples(
         left, above = number % COLUMNS * width, number // COLUMNS * HEIGHT
         x = Axis(-0.5, len(labels) - 0.5, left + 34, left + width - 6)
         y = Axis(low, top, above + HEIGHT - 22, above + 24)
-        canvas.text(left + 34, above + 13, panel.name[:20], class_="label")
+        canvas.text(left + 4, above + 13, panel.name[:NAME], class_="label")
         every = -(-len(labels) // MOST_LABELS)
         for place in range(0, len(labels), every):
             canvas.text(x(place), y.start + 14, labels[place], "middle", "faint")
@@ -76,7 +79,7 @@ def _points(canvas: Canvas, panel: Panel, x: Axis, y: Axis) -> None:
             ends = [min(max(end, y.low), y.high) for end in (low, high)]
             canvas.line(x(place), y(ends[0]), x(place), y(ends[1]), f"{panel.class_} bar")
         canvas.marker(*line[-1], 0, f"{panel.class_} dot", 2.6)
-    if len(line) > 1:
+    if panel.joined and len(line) > 1:
         canvas.path(line, f"{panel.class_} curve")
     for place, (ratio, *_) in enumerate(panel.hollow):
         if ratio is not None:

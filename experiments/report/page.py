@@ -10,12 +10,14 @@ from markupsafe import Markup
 import specdec
 from specdec.experiments import machine_noise
 from specdec.experiments.leaderboard import is_compared, recommendations
+from specdec.experiments.predict import words
 from specdec.experiments.records import write_text
 from specdec.experiments.report import text
 from specdec.experiments.report.acceptance import acceptance_figures
 from specdec.experiments.report.examples import examples
 from specdec.experiments.report.figures import figures
 from specdec.experiments.report.headline import best, headline
+from specdec.experiments.report.prediction import prediction_figures
 from specdec.experiments.report.run_files import RunFiles, read_run
 from specdec.experiments.report.shown import PHASES, groups, length_of, shown
 from specdec.experiments.summary import parted
@@ -54,7 +56,8 @@ def render(run: RunFiles) -> str:
         groups=groups(methods),
         phases=PHASES,
         winner=winner["name"] if winner and machine_noise.is_faster(winner["speedup"]) else None,
-        figures=[*figures(methods), *acceptance_figures(methods)],
+        figures=[*figures(methods), *acceptance_figures(methods), *prediction_figures(run.summary)],
+        prediction=run.summary["prediction"],
         categories=sorted({c for m in methods for c in m.entry["by_category"]}),
         longest=max([length_of(part) or 1.0 for part in parts], default=1.0),
         example_method=shown_in_full["name"] if shown_in_full else "",
@@ -71,6 +74,7 @@ def make_environment() -> jinja2.Environment:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {name: getattr(text, name) for name in FILTERS}
+    environment.filters["prediction_words"] = words
     environment.filters |= {name: getattr(machine_noise, name) for name in ("is_faster", "noise_words")}
     return environment
 

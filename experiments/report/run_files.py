@@ -103,7 +103,7 @@ def _whole(summary: dict[str, Any]) -> dict[str, Any]:
     empty |= {"target": {}, "environment": {}, "baseline": None, "methods": [], "definitions": metrics.definitions()}
     entry: dict[str, Any] = {"baseline": None, "drafter": None, "tree": None, "acceptance": None, "backend": None}
     entry |= {"sampling": {}, "requests": 0, "lossless": UNCHECKED, "metrics": {}, "speedup": None, "by_category": {}}
-    whole = empty | {"transformers": None} | summary
+    whole = empty | {"transformers": None, "prediction": None} | summary
     target = dict.fromkeys(("name", "class", "dtype", "device", "parameters")) | (whole["target"] or {})
     methods = [entry | method for method in whole["methods"]]
     methods = [method | {"lossless": UNCHECKED | method["lossless"]} for method in methods]

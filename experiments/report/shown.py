@@ -108,7 +108,12 @@ def groups(methods: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:
     for method in methods:
         alone = method.name if method.entry["sampling"] else ""  # of a killed run nothing is known
         found.setdefault(method.entry["baseline"] or alone, []).append(method)
-    return [(text.sampling(part[-1].entry["sampling"]), part) for _, part in sorted(found.items())]
+    return [(_settings(part[-1].entry), part) for _, part in sorted(found.items())]
+
+
+def _settings(entry: Mapping[str, Any]) -> str:
+    together = entry.get("batch", 1)
+    return text.sampling(entry["sampling"]) + f", {together} prompts at once" * (together > 1)
 
 
 def _decoding(phases: Mapping[str, float | None]) -> float:

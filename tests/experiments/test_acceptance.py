@@ -160,7 +160,7 @@ def test_from_a_run_to_a_tree(specdec_run: Callable[..., tuple[int, Path]], draf
     shown = capsys.readouterr()
     assert code == 0, shown.err
     file = directory / "acceptance" / "draft_model_comb.json"
-    assert str(file.name) in shown.out
+    assert "acceptance/METHOD.json" in shown.out
     assert "by rank" in shown.out
     assert [path.name for path in file.parent.iterdir()] == [file.name]  # none for plain decoding
     entry = json.loads((directory / "summary.json").read_text())["methods"][1]

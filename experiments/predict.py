@@ -1,0 +1,162 @@
+"""`predict`: what trees should bring by an acceptance vector and a cost curve, beside what they brought in this run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from specdec.experiments.acceptance_tables import count_steps
+from specdec.experiments.expected import LENGTH, PROPOSE, REST, VERIFY, Terms, best_tree, factors, off, predicted
+from specdec.experiments.methods import Method
+from specdec.experiments.records import Row
+from specdec.experiments.validation import check_counts, check_keys
+from specdec.tree.acceptance import measured_acceptance
+from specdec.tree.cost import CostCurve, Curve, measured_draft_cost
+from specdec.tree.sequoia import read_chances
+
+Json = dict[str, Any]
+VERIFYING = ("verify", "accept", "commit")
+RESIDUE = "the loop's own time, prefills, slots that are empty while a batch ends"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Of `predict`.
+
+    Attributes:
+        acceptance: as `tree.acceptance` of `sequoia`; or the name of a method of this run, by what it measures.
+        curve, draft_cost: as of `sequoia`.
+        budgets: nodes of trees, the root included.
+        batches: sequences in a step.
+        max_depth: most levels below the root.
+    """
+
+    acceptance: Any
+    curve: Curve = None
+    draft_cost: float | None = None
+    budgets: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    max_depth: int = 8
+
+    @staticmethod
+    def parse(raw: Any, methods: Sequence[Method]) -> Settings:
+        """Look over the setting, before weights are loaded.
+
+        Raises:
+            ValueError: something is wrong with it.
+        """
+        check_keys(raw, {field.name for field in fields(Settings)}, "setting of predict")
+        given = {"acceptance": None, **raw}
+        names = [m.name for m in methods if m.baseline and not m.is_again]
+        if given["acceptance"] is None:
+            raise ValueError(
+                f"predict.acceptance has no value; give chances, a file, or a method of the run: {', '.join(names)}"
+            )
+        if given["acceptance"] not in names:
+            read_chances(given["acceptance"])
+        CostCurve.make(given.get("curve"))
+        for name, least in (("budgets", 2), ("batches", 1)):
+            values = given.get(name, getattr(Settings, name, ()))
+            if name in given and not (isinstance(values, list) and values):
+                raise ValueError(f"predict.{name} is {values!r}; expected a list of whole numbers")
+            check_counts({f"predict.{name}": value for value in given.get(name, [])}, least)
+            given |= {name: tuple(given[name])} if name in given else {}
+        check_counts({"predict.max_depth": given.get("max_depth", 8)})
+        return Settings(**given)
+
+
+def prediction(
+    settings: Settings,
+    methods: Sequence[Method],
+    shapes: Mapping[str, Any],
+    entries: Sequence[Json],
+    rows: Sequence[Row],
+) -> Json:
+    """`prediction` of summary.json.
+
+    Args:
+        shapes: by method, the paths of its tree, for those whose tree is fixed.
+        entries: of summary.json.
+    """
+    by_method = {m.name: [row for row in rows if row["method"] == m.name] for m in methods}
+    given = settings.acceptance
+    if isinstance(given, str) and given in by_method:
+        steps = count_steps(by_method[given]).items()
+        given = measured_acceptance(((children, ranks), times) for (_, _, children, ranks), times in steps)[
+            "acceptance"
+        ]
+        if not given:
+            raise ValueError(f"predict.acceptance: {settings.acceptance} drafted nothing in this run")
+    chances, curve = read_chances(given), CostCurve.make(settings.curve)
+    draft_cost = measured_draft_cost(settings.curve) if settings.draft_cost is None else settings.draft_cost
+    measured_rows = curve.rows[-1] if isinstance(settings.curve, str | Path) else float("inf")
+    grid = []
+    for batch in settings.batches:
+        for nodes in settings.budgets:
+            if found := best_tree(nodes, chances, curve, draft_cost, batch, settings.max_depth):
+                depth, terms = found
+                about = {"batch": batch, "nodes": nodes, "depth": depth, "extrapolated": batch * nodes > measured_rows}
+                grid.append(about | terms._asdict() | {"speedup": terms.speedup})
+    compared = []
+    for method, entry in zip(methods, entries, strict=True):
+        base = by_method.get(method.baseline or "", [])
+        if method.name in shapes and base and by_method[method.name] and entry["speedup"]["ratio"]:
+            expected = predicted(shapes[method.name], chances, curve, draft_cost, method.batch)
+            found_terms = measured_terms(by_method[method.name], base, entry["speedup"]["ratio"])
+            compared.append(_compare(method, shapes[method.name], expected, found_terms, entry["speedup"]))
+    return {
+        "acceptance": chances,
+        "source": settings.acceptance if isinstance(settings.acceptance, str) else "given",
+        "curve": {"rows": curve.rows, "cost": curve.cost},
+        "draft_cost": draft_cost,
+        "grid": grid,
+        "methods": compared,
+    }
+
+
+def measured_terms(rows: Sequence[Row], plain: Sequence[Row], speedup: float) -> Terms:
+    """Of a run, in the units of a prediction: plain steps are plain decoding's verify, accept and commit, of a forward
+    pass of the batch. `rest` is what the others leave of the measured speed-up."""
+
+    def seconds(of: Sequence[Row], *phases: str) -> float:
+        return sum(row["phases"][phase] for row in of for phase in phases) / sum(row["forwards"] for row in of)
+
+    unit = seconds(plain, *VERIFYING)
+    length = 1 + sum(row["accepted"] for row in rows) / sum(row["steps"] for row in rows)
+    terms = Terms(length, seconds(rows, *VERIFYING) / unit, seconds(rows, "draft") / unit)
+    return terms._replace(rest=speedup / terms.speedup)
+
+
+def _compare(method: Method, paths: Any, expected: Terms, measured: Terms, speedup: Json) -> Json:
+    found = factors(expected, measured)
+    about = {"method": method.name, "batch": method.batch, "nodes": len(paths) + 1, "depth": max(map(len, paths))}
+    return about | {
+        "predicted": expected._asdict() | {"speedup": expected.speedup},
+        "measured": measured._asdict()
+        | {name: speedup[name] for name in ("low", "high")}
+        | {"speedup": speedup["ratio"]},
+        "factors": found,
+        "off": off(found),
+    }
+
+
+def words(row: Json) -> str:
+    """Which terms are off, in one sentence; nothing where prediction and measurement agree."""
+    if not row["off"]:
+        return ""
+    expected, measured = row["predicted"], row["measured"]
+    said = {
+        LENGTH: f"accepted length (predicted {expected['length']:.2f}, measured {measured['length']:.2f})",
+        VERIFY: f"verify cost (predicted {expected['verify']:.2f}, measured {measured['verify']:.2f} plain steps)",
+        PROPOSE: f"propose cost (predicted {expected['propose']:.2f}, measured {measured['propose']:.2f} plain steps)",
+        REST: f"remainder ({RESIDUE}: {measured['rest']:.2f} times the speed)",
+    }
+    low, high = measured["low"], measured["high"]
+    held = low is not None and low <= expected["speedup"] <= high
+    parted = abs(measured["speedup"] / expected["speedup"] - 1) > 0.1
+    start = f"predicted {expected['speedup']:.2f}x, measured {measured['speedup']:.2f}x"
+    start += ", whose 95 % interval holds the prediction" if held and parted else ""
+    start += "" if parted else ", by errors that cancel"
+    return f"{row['method']}: {start}. Off: {'; '.join(said[name] for name in row['off'])}."
