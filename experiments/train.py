@@ -19,11 +19,11 @@ from specdec.experiments.display import Bar
 from specdec.experiments.trackers.base import Guarded
 from specdec.experiments.training import checkpoint, datastore
 from specdec.experiments.training.datastore import DatastoreConfig, DatastoreResult
-from specdec.experiments.training.folder import claim, steps_done
+from specdec.experiments.training.folder import claimed, steps_done
 from specdec.experiments.training.heads.command import train_head
 from specdec.experiments.training.heads.config import HeadTrainingConfig, check_settings
 from specdec.experiments.training.model_card import write_datastore_card, write_model_card
-from specdec.experiments.training.pretrain import PretrainConfig, Stage, pretrain, write_history
+from specdec.experiments.training.pretrain import PretrainConfig, PretrainResult, Stage, pretrain, write_history
 from specdec.experiments.validation import check_counts, check_keys, refuse_missing
 
 FREE = {"output", "steps", "evaluate_every", "checkpoint_every", "threads", "title"}  # may differ when a run goes on
@@ -37,16 +37,23 @@ def train(raw: Mapping[str, Any], overrides: Sequence[str], console: Console) ->
         overrides: what was asked for on the command line.
 
     Raises:
-        ValueError: the configuration is wrong, or the output folder holds the training of something else.
+        ValueError: the configuration is wrong, or the output folder holds the training of something else,
+            or another process trains there.
     """
     config = parse(raw)
     if isinstance(config, HeadTrainingConfig):
         return train_head(config, raw, overrides, console)
-    output = Path(config.output)
-    claim(output, raw["training"], FREE)
     transformers_logging.disable_progress_bar()
-    if isinstance(config, DatastoreConfig):
-        return _build_datastore(config, raw, overrides, console)
+    with claimed(Path(config.output), raw["training"], FREE):
+        if isinstance(config, DatastoreConfig):
+            return _build_datastore(config, raw, overrides, console)
+        return _pretrain(config, raw, overrides, console)
+
+
+def _pretrain(
+    config: PretrainConfig, raw: Mapping[str, Any], overrides: Sequence[str], console: Console
+) -> PretrainResult:
+    output = Path(config.output)
     done = steps_done(output)
     if done:
         console.print(f"Going on from step {done} of {config.steps}: {output / checkpoint.FILE}", highlight=False)

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from specdec.experiments.folder_lock import only_writer
 from specdec.experiments.records import write_text
 from specdec.experiments.training import checkpoint
 
 FILE = "training.yaml"
 
 
-def claim(output: Path, settings: Mapping[str, Any], free: Collection[str]) -> None:
-    """See that `output` holds this training or none, and write its settings there.
+@contextmanager
+def claimed(output: Path, settings: Mapping[str, Any], free: Collection[str]) -> Iterator[None]:
+    """See that `output` holds this training or none, write its settings there, and let no other in meanwhile.
 
     Args:
         free: settings that may differ when a training goes on.
 
     Raises:
-        ValueError: it holds another.
+        ValueError: it holds another, or another process trains there.
     """
-    file = output / FILE
-    if file.exists():
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        keys = sorted(k for k in {**before, **settings} if before.get(k) != settings.get(k) and k not in free)
-        if keys:
-            raise ValueError(
-                f"{output} holds a training with another {', '.join(keys)}; give training.output=... another folder"
-            )
     output.mkdir(parents=True, exist_ok=True)
-    write_text(file, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    with only_writer(output):
+        file = output / FILE
+        if file.exists():
+            before = yaml.safe_load(file.read_text(encoding="utf-8"))
+            keys = sorted(k for k in {**before, **settings} if before.get(k) != settings.get(k) and k not in free)
+            if keys:
+                raise ValueError(
+                    f"{output} holds a training with another {', '.join(keys)}; give training.output=... another folder"
+                )
+        write_text(file, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+        yield
 
 
 def steps_done(output: Path) -> int:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from specdec import SpeculativeDecoder, loading, registry
 from specdec.experiments import train
 from specdec.experiments.cli import main
+from specdec.experiments.folder_lock import only_writer
 from specdec.experiments.training import corpus, datastore
 
 FILES = list((registry.CONF / "experiment").glob("train_*.yaml"))
@@ -93,6 +94,11 @@ def test_a_stopped_training_goes_on_to_the_same_weights(train_short, tmp_path, m
 
     assert train_short("train_tiny", output="parts", seed=1) == 1
     assert "holds a training with another decay_share, seed" in capsys.readouterr().err
+    files = {file: file.read_bytes() for file in (tmp_path / "parts").iterdir()}
+    with only_writer(tmp_path / "parts"):
+        assert train_short("train_tiny", output="parts", steps=4, decay_share=1.0) == 1
+    assert "parts is being written by another process" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in (tmp_path / "parts").iterdir()} == files
 
 
 def test_a_training_goes_on_from_the_weights_of_another(train_short, tmp_path, capsys):

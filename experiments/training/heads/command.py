@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from specdec.experiments import provenance
 from specdec.experiments.display import Bar
 from specdec.experiments.trackers.base import Guarded
 from specdec.experiments.trackers.noop import Noop
-from specdec.experiments.training.folder import claim, steps_done
+from specdec.experiments.training.folder import claimed, steps_done
 from specdec.experiments.training.heads.card import write_card
 from specdec.experiments.training.heads.config import HeadTrainingConfig
 from specdec.experiments.training.heads.decoded import decode_held_out
@@ -47,8 +48,16 @@ def train_head(
         What came of it; None where only the text was wanted.
 
     Raises:
-        ValueError: the head does not fit, sequences are too short, or the output folder holds something else.
+        ValueError: the head does not fit, sequences are too short, the output folder holds something else, or another
+            process trains there.
     """
+    with ExitStack() as folder:
+        return _train_head(config, raw, overrides, console, folder)
+
+
+def _train_head(
+    config: HeadTrainingConfig, raw: Mapping[str, Any], overrides: Sequence[str], console: Console, folder: ExitStack
+) -> HeadResult | None:
     from accelerate import Accelerator
 
     transformers_logging.disable_progress_bar()
@@ -68,7 +77,7 @@ def train_head(
         registry.build("drafter", {**raw["drafter"], "head": head}, allow_targets=allowed)
     output = Path(config.output)
     if head is not None and accelerator.is_main_process:
-        claim(output, _settings(raw), FREE)
+        folder.enter_context(claimed(output, _settings(raw), FREE))
     data = _make_data(config, model, raw, console, accelerator)
     if head is None or teacher is None:
         return None

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from specdec import SpeculativeDecoder, loading
 from specdec.experiments.cli import main
+from specdec.experiments.folder_lock import only_writer
 from specdec.experiments.training.heads import command
 
 TEXT = "".join(f"def f{i}(x):\n    return x * {i} + len(str({i * i}))\n\n\n" for i in range(60))
@@ -77,6 +78,9 @@ def test_the_target_s_most_frequent_tokens_are_drafted(target, overrides, tmp_pa
 
 def test_a_stopped_training_goes_on_to_the_same_weights(overrides, tmp_path, monkeypatch, capsys):
     assert main(overrides("training.output=whole")) == 0
+    with only_writer(tmp_path / "whole"):
+        assert main(overrides("training.output=whole")) == 1
+    assert "whole is being written by another process" in capsys.readouterr().err
     train = command.train
 
     def stop(config, head, teacher, data, progress, accelerator):
