@@ -58,29 +58,51 @@ def load_questions(
             is left.
     """
     file = Path(path).expanduser() if path is not None else SHIPPED
-    for name, value in (("limit", limit), ("per_category", per_category)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise ValueError(f"data.{name} is {value!r}; expected a whole number of at least 1, or null for all")
+    check_limits(limit, per_category)
     if not file.is_file():
         raise ValueError(f"data.path: no file {str(file)!r}; expected a question.jsonl in Spec-Bench's form")
     content = file.read_bytes()
-    questions = _parse(content, file)
+    questions = parse(content, file)
+    return select(questions, str(file), hashlib.sha256(content).hexdigest(), limit, per_category, categories)
+
+
+def check_limits(limit: object, per_category: object) -> None:
+    """Refuse what selects nothing.
+
+    Raises:
+        ValueError: neither a whole number of at least 1 nor None.
+    """
+    for name, value in (("limit", limit), ("per_category", per_category)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"data.{name} is {value!r}; expected a whole number of at least 1, or null for all")
+
+
+def select(
+    questions: list[Question],
+    name: str,
+    sha256: str,
+    limit: int | None,
+    per_category: int | None,
+    categories: Sequence[str] | None,
+) -> Questions:
+    """Those chosen of the questions in `name`, a file or a data set; see `load_questions`."""
+    short = Path(name).name
     if isinstance(categories, str):
         categories = [categories]
     if categories is not None:
         known = {q.category for q in questions}
         for category in categories:
             if category not in known:
-                raise unknown(f"category of {file.name}", category, known)
+                raise unknown(f"category of {short}", category, known)
         questions = [q for q in questions if q.category in categories]
     if per_category is not None:
         seen: Counter[str] = Counter()
         questions = [q for q in questions if _count(seen, q.category) <= per_category]
     if not questions:
-        raise ValueError(f"{file} holds no questions")
+        raise ValueError(f"{name} holds no questions")
     places: Counter[str] = Counter()
     turns = sorted(questions, key=lambda q: _count(places, q.category))  # stable
-    return Questions(file.name, hashlib.sha256(content).hexdigest(), tuple(turns[:limit]))
+    return Questions(short, sha256, tuple(turns[:limit]))
 
 
 def _count(seen: Counter[str], category: str) -> int:
@@ -88,7 +110,8 @@ def _count(seen: Counter[str], category: str) -> int:
     return seen[category]
 
 
-def _parse(content: bytes, file: Path) -> list[Question]:
+def parse(content: bytes, file: Path) -> list[Question]:
+    """The lines of a question file; errors name the file and the line."""
     questions: list[Question] = []
     lines: dict[int | str, int] = {}
     for number, line in enumerate(content.splitlines(), 1):

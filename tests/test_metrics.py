@@ -193,7 +193,7 @@ def test_phases_on_a_gpu_are_settled_as_they_pile_up(monkeypatch: pytest.MonkeyP
 def test_what_another_engine_does_not_tell():
     """Counts that are not known are no number, and neither is what is made of them; tokens are what they are."""
     untold = RequestStats(4, [3, 1], first=0.5, end=1.0, first_tokens=2)
-    untold.nodes = untold.proposed_depth = untold.accepted = math.nan  # type: ignore[assignment]
+    untold.nodes = untold.proposed_depth = untold.accepted = math.nan
     stats = DecodingStats([untold], {"prefill": 0.5, metrics.UNDIVIDED: 1.5}, forwards=2)
     assert (stats.new_tokens, stats.steps, stats.mean_accepted_length_pooled) == (6, 2, 2)
     assert stats.block_efficiency == 6 / 3

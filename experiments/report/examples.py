@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specdec import loading
-from specdec.experiments.data import load_questions
+from specdec import loading, registry
+from specdec.experiments.data import Questions
 from specdec.experiments.records import Row
 from specdec.experiments.report.run_files import RunFiles
 from specdec.text import TextPieces
 
-LOADER = "specdec.experiments.data.load_questions"
+LOADERS = ("specdec.experiments.data.load_questions", "specdec.experiments.dataset.load_dataset")
 PROMPT_CHARACTERS = 500
 TEXT_CHARACTERS = 1500
 
@@ -94,10 +94,12 @@ def split_text(ids: Sequence[int], sizes: Sequence[tuple[int, int]], tokenizer: 
 def _prompts(run: RunFiles) -> dict[str, Sequence[str]]:
     """By question, if the file is still the one that was run."""
     data: Mapping[str, Any] = run.config.get("data") or {}
-    if data.get("_target_") != LOADER:
+    shipped = data.get("_target_") == LOADERS[0]
+    if data.get("_target_") not in LOADERS or not (shipped or data.get("path")):  # a report asks no hub
         return {}
     try:
-        questions = load_questions(data.get("path"))
+        whole = dict.fromkeys(("limit", "per_category", "categories"))
+        questions: Questions = registry.instantiate({**data, **whole}, (), "data")
     except ValueError:
         return {}
     known = (run.provenance.get("data") or {}).get("sha256")
