@@ -59,6 +59,7 @@ class RunConfig:
     trace: tuple[str, ...] = ()
     transformers_batch: int | None = None
     predict: Predict | None = None
+    machine: str | None = None
     allow_targets: tuple[str, ...] = ()
     resolved: dict[str, Any] = field(default_factory=dict)
 
@@ -73,7 +74,7 @@ class RunConfig:
             raise ValueError("this configuration trains a model: start it with `specdec train`")
         known = {"name", "target", "drafter", "tree", "acceptance", "sampling", "data", "backend", "tracker"}
         known |= {"methods", "only", "measure", "stream", "trace", "transformers_batch", "allow_targets"}
-        known |= {"predict"}
+        known |= {"predict", "grid", "machine"}
         check_keys(raw, known, "setting")
         allowed = tuple(raw.get("allow_targets") or ())
         for kind in ("target", "data", "tracker"):
@@ -93,6 +94,8 @@ class RunConfig:
         batch = raw.get("transformers_batch")
         if batch is not None and (type(batch) is not int or batch < 2):
             raise ValueError(f"transformers_batch is {batch!r}; expected a number of prompts of at least 2, or null")
+        if raw.get("grid") and raw.get("trace"):
+            raise ValueError("trace shows a method once, a grid has it in many cells; give trace=null or 'grid=[]'")
         checked = Measure(**measure)
         methods = make_methods(raw, allowed, noise=checked.noise)
         return RunConfig(
@@ -108,6 +111,7 @@ class RunConfig:
             trace=_trace(raw.get("trace")),
             transformers_batch=batch,
             predict=Predict.parse(raw["predict"], methods) if raw.get("predict") is not None else None,
+            machine=_machine(raw.get("machine")),
             allow_targets=allowed,
             resolved=dict(raw),
         )
@@ -123,6 +127,12 @@ def _backend(raw: Any) -> tuple[str, bool]:
     if exact:
         check_settings(backend, compile=False)
     return name, exact
+
+
+def _machine(raw: Any) -> str | None:
+    if raw is not None and (not isinstance(raw, str) or not raw):
+        raise ValueError(f"machine is {raw!r}; expected measure, a file of `specdec bench machine`, or null")
+    return raw
 
 
 def _trace(raw: Any) -> tuple[str, ...]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from specdec.experiments import lossless
 from specdec.experiments.config import Measure
+from specdec.experiments.context import to_length
 from specdec.experiments.conversation import encode
 from specdec.experiments.data import Question
 from specdec.experiments.engines.counts import count as count_answers
@@ -29,12 +30,16 @@ Step = tuple[int, float, dict[str, float]]  # emitted tokens, draft nodes so far
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Requests that are served together: a method, some questions, a turn, a repeat."""
+    """Requests that are served together: a method, some questions, a turn, a repeat.
+
+    `chunk` is the first of the questions that all methods serve before the next ones come.
+    """
 
     method: Method
     questions: tuple[Question, ...]
     turn: int
     repeat: int
+    chunk: int = 0
 
     def key(self, question: Question) -> Key:
         """As `records.key_of` its row."""
@@ -52,26 +57,31 @@ class Cell:
 
 
 def plan(methods: Sequence[Method], questions: Sequence[Question], measure: Measure) -> Iterator[Cell]:
-    """The order of requests: methods side by side, so that whatever slows the machine down slows all of them down."""
+    """The order of requests: methods side by side, so that whatever slows the machine down slows all of them down.
+
+    Those of one batch size are; the sizes take turns, as many questions each as the largest serves at once.
+    """
+    most = max(method.batch for method in methods)
     for repeat in range(measure.repeats):
-        for batch in dict.fromkeys(method.batch for method in methods):
-            served = [method for method in methods if method.batch == batch]
-            for group in (tuple(questions[i : i + batch]) for i in range(0, len(questions), batch)):
-                for turn in range(max(len(question.turns) for question in group)):
-                    for method in served:
-                        yield Cell(method, tuple(q for q in group if len(q.turns) > turn), turn, repeat)
+        for chunk, size in product(range(0, len(questions), most), dict.fromkeys(m.batch for m in methods)):
+            beside = [method for method in methods if method.batch == size]
+            asked = questions[chunk : chunk + most]
+            for group in (tuple(asked[i : i + size]) for i in range(0, len(asked), size)):
+                for turn, method in product(range(max(len(question.turns) for question in group)), beside):
+                    yield Cell(method, tuple(q for q in group if len(q.turns) > turn), turn, repeat, chunk)
 
 
-def warm_up(bench: Bench, question: Question, tokens: int, most: int) -> None:
-    """A short answer by every method, as often together as it serves questions, but `most` times at most, so that
-    nothing is measured the first time it runs."""
+def warm_up(bench: Bench, questions: Sequence[Question], tokens: int) -> None:
+    """A short answer by every method, as often together as it serves questions, so that nothing is measured the first
+    time it runs."""
     if tokens:
-        ids, _ = encode(bench.tokenizer, question.turns, [], bench.room(tokens))
+        whole, _ = encode(bench.tokenizer, questions[0].turns, [], bench.room(tokens))
         plain: dict[str | None, list[int]] = {}
         for method in bench.methods:
+            ids = _in_context(whole, bench, method, questions[0], questions)
             if method.backend is None:
                 tell_reference(bench.engines[method.name].drafter, ids + plain.get(method.baseline, []))
-            prompts = [ids] * min(method.batch, most)
+            prompts = [ids] * min(method.batch, len(questions))
             plain[method.name] = serve(bench, method.name, prompts, tokens, method.sampling).texts[0]
 
 
@@ -98,23 +108,29 @@ def measure(
     began = time.perf_counter()
     at: object = None
     for cell in plan(bench.methods, questions, settings):
-        here = (cell.questions[0].question_id, cell.repeat, cell.method.batch)
+        here = (cell.chunk, cell.repeat)
         if at not in (None, here) and settings.time_limit and time.perf_counter() - began > settings.time_limit:
             return
         at = here
         if not all(key in records.finished for key in cell.keys):
-            for row, steps in run_cell(bench, cell, records, settings.max_new_tokens):
+            for row, steps in run_cell(bench, cell, records, settings.max_new_tokens, questions):
                 records.append(without_nan(row), without_nan(steps) if settings.steps else [])
         for key in cell.keys:
             tell(cell, records.finished[key])
 
 
-def run_cell(bench: Bench, cell: Cell, records: Records, max_new_tokens: int) -> list[tuple[Row, list[Row]]]:
+def run_cell(
+    bench: Bench, cell: Cell, records: Records, max_new_tokens: int, questions: Sequence[Question]
+) -> list[tuple[Row, list[Row]]]:
     """Serve the requests and compare each with its baseline's: for each its row, and those of its steps.
 
     What was spent on all of them together is shared out evenly.
+
+    Args:
+        questions: all of the run, whose texts fill a context.
     """
-    prompts, cuts = zip(*(_prompt(bench, cell, q, records, max_new_tokens) for q in cell.questions), strict=True)
+    asked = [_prompt(bench, cell, q, records, max_new_tokens, questions) for q in cell.questions]
+    prompts, cuts = zip(*asked, strict=True)
     baseline, count = cell.method.baseline, len(prompts)
     expected = [records.finished[baseline, *key[1:]]["token_ids"] if baseline else [] for key in cell.keys]
     if baseline is not None and cell.method.backend is None:
@@ -165,13 +181,29 @@ def run_cell(bench: Bench, cell: Cell, records: Records, max_new_tokens: int) ->
 
 
 def _prompt(
-    bench: Bench, cell: Cell, question: Question, records: Records, max_new_tokens: int
+    bench: Bench,
+    cell: Cell,
+    question: Question,
+    records: Records,
+    max_new_tokens: int,
+    questions: Sequence[Question],
 ) -> tuple[list[int], int]:
-    """A question with the turns before it, as the baseline answered them; and how many tokens were cut off."""
+    """A question with the turns before it, as the baseline answered them; and how many tokens had to be cut off."""
     reference = cell.method.baseline or cell.method.name
     earlier = [(reference, question.question_id, turn, cell.repeat) for turn in range(cell.turn)]
     answers = [records.finished[key]["text"] for key in earlier]
-    return encode(bench.tokenizer, question.turns, answers, bench.room(max_new_tokens))
+    ids, cut = encode(bench.tokenizer, question.turns, answers, bench.room(max_new_tokens))
+    if cell.method.place is None or cell.method.place.context is None:
+        return ids, cut
+    return _in_context(ids, bench, cell.method, question, questions), 0
+
+
+def _in_context(
+    ids: list[int], bench: Bench, method: Method, question: Question, questions: Sequence[Question]
+) -> list[int]:
+    """A prompt as long as the method's cell wants it."""
+    length = method.place.context if method.place else None
+    return ids if length is None else to_length(ids, length, bench.tokenizer, question, questions)
 
 
 def _check(bench: Bench, cell: Cell, ids: list[int], expected: list[int], tokens: list[int]) -> Row | None:

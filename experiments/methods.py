@@ -9,6 +9,7 @@ from typing import Any
 from specdec import registry
 from specdec.core import AcceptanceRule
 from specdec.experiments.engines.base import Draft, OtherEngine, draft_of
+from specdec.experiments.grid import Place, read_grid, sized
 from specdec.experiments.validation import check_counts, check_keys, check_models, refuse_missing
 from specdec.sampling import SamplingParams
 
@@ -28,6 +29,7 @@ class Method:
         batch: questions that are served together.
         backend: another engine's mapping with `_target_`, as in conf/backend; None for specdec itself.
         draft: what that engine is to draft.
+        place: its cell in the run's grid; None without a grid.
     """
 
     name: str
@@ -40,6 +42,12 @@ class Method:
     batch: int = 1
     backend: Spec | None = None
     draft: Draft | None = None
+    place: Place | None = None
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of every prompt; None for as many as it has."""
+        return self.place.context if self.place else None
 
     @property
     def is_again(self) -> bool:
@@ -70,30 +78,57 @@ def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...], noise: bool =
         other = other_backend(raw.get("backend"), allowed)
         named.setdefault("_".join([*([_yaml_of("backend", other)] if other else []), _label(chosen)]), chosen)
     named = _only(named, raw.get("only"))
+    cells = read_grid(raw.get("grid"))
     methods = [
         _method(name, given, raw, allowed, "" if given is chosen else f"methods.{name}.")
         for name, given in named.items()
     ]
     if not methods:
         raise ValueError(f"nothing to measure; choose drafter=one of: {', '.join(registry.names('drafter'))}")
-    kinds = list(dict.fromkeys((m.sampling, m.batch) for m in methods))
-    several, batches = len({sampling for sampling, _ in kinds}) > 1, len({batch for _, batch in kinds}) > 1
+    if cells:
+        placed = [made for cell in cells for m in methods if (made := _in_cell(m, cell, allowed)) is not None]
+        methods = list({m.name: m for m in placed}.values())
+    kinds = list(dict.fromkeys((m.sampling, m.batch, m.context) for m in methods))
+    several, batches = len({kind[0] for kind in kinds}) > 1, len({kind[1] for kind in kinds}) > 1
     plain = registry.read_yaml("acceptance", "coupled")
     ordered: list[Method] = []
-    for sampling, batch in kinds:
-        name = "none" + f"_t{sampling.temperature:g}" * several + f"_b{batch}" * batches
+    for sampling, batch, context in kinds:
+        family = "none" + f"_t{sampling.temperature:g}" * several
+        place = Place(family, batch, context) if cells else None
+        name = place.name if place else family + f"_b{batch}" * batches
         if any(b.name == name for b in ordered):
             name = f"none_{len(ordered)}"
-        ordered.append(Method(name, {"_target_": NO_DRAFTER}, None, plain, sampling, None, batch=batch))
+        none = {"_target_": NO_DRAFTER}
+        baseline = Method(name, none, None, plain, sampling, None, batch=batch, place=place)
+        ordered.append(baseline)
         for m in methods:
-            if (m.sampling, m.batch) == (sampling, batch) and not m.is_plain:
+            if (m.sampling, m.batch, m.context) == (sampling, batch, context) and not m.is_plain:
                 ordered.append(replace(m, baseline=name))
         if noise:
             again = f"{name}_again"
             if any(m.name == again for m in methods):
                 raise ValueError(f"methods.{again}: measure.noise=true needs this name; call the method something else")
-            ordered.append(Method(again, {"_target_": NO_DRAFTER}, None, plain, sampling, name, batch=batch))
+            place = replace(baseline.place, family=f"{baseline.place.family}_again") if baseline.place else None
+            ordered.append(replace(baseline, name=again, baseline=name, place=place))
     return tuple(ordered)
+
+
+def _in_cell(method: Method, cell: Mapping[str, Any], allowed: tuple[str, ...]) -> Method | None:
+    """A method in a cell of the grid; None if the cell has a tree size, and the method none that can be set."""
+    place = Place(method.name, **{**cell, "batch": cell["batch"] or method.batch})
+    made = replace(method, name=place.name, batch=place.batch, place=place)
+    if method.backend is not None and method.draft is not None:
+        registry.instantiate(method.backend, allowed, "backend").check(method.draft, method.sampling, place.batch)
+        return made if place.nodes is None else None
+    if place.nodes is None:
+        return made
+    found = sized(method.drafter, method.tree, place.nodes)
+    if found is None:
+        return None
+    drafter, tree = found
+    if tree is not None:
+        registry.build("tree", tree, allow_targets=allowed)
+    return replace(made, drafter=drafter, tree=tree)
 
 
 def _only(named: dict[str, Any], chosen: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from specdec import metrics, registry
-from specdec.experiments import display, machine, provenance
+from specdec.experiments import display, grid, machine, provenance, roofline
 from specdec.experiments.acceptance_shown import says_more, show_acceptance
 from specdec.experiments.acceptance_tables import write_vectors
 from specdec.experiments.answers import write_answers
@@ -22,12 +23,15 @@ from specdec.experiments.config import RunConfig
 from specdec.experiments.data import Questions
 from specdec.experiments.divergence import show_differences
 from specdec.experiments.folder_lock import only_writer
+from specdec.experiments.held import given_machine, machine_of, roofline_of
 from specdec.experiments.leaderboard import is_compared, show_leaderboard, write_leaderboard
+from specdec.experiments.machine_file import Machine
 from specdec.experiments.measure import measure, plan, warm_up
 from specdec.experiments.predict import prediction
 from specdec.experiments.prediction_shown import show_prediction
 from specdec.experiments.records import Records, write_lines, write_text
 from specdec.experiments.report import write_report
+from specdec.experiments.roofline_table import show_roofline
 from specdec.experiments.summary import differences_of, summarise, without_nan
 from specdec.experiments.trace import trace_run
 from specdec.experiments.trackers.base import Guarded
@@ -53,12 +57,15 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     if (earlier := look_into(directory, raw)) is not None:
         console.print(f"{directory} is finished already: nothing to run")
         return earlier
+    grid.check_counts([method.place for method in config.methods], len(questions.items))
+    given_machine(config)
     if config.measure.threads:
         torch.set_num_threads(config.measure.threads)
     transformers_logging.disable_progress_bar()
     console.print(f"Loading target [bold]{config.target['name']}[/] and {len(config.methods)} methods", highlight=False)
     with closing(build(config)) as bench:
-        bench.room(config.measure.max_new_tokens)
+        room = bench.room(config.measure.max_new_tokens)
+        grid.check_contexts([method.place for method in config.methods], room, config.measure.max_new_tokens)
         directory.mkdir(parents=True, exist_ok=True)  # a run that cannot be built leaves nothing
         with only_writer(directory):
             if (earlier := look_into(directory, raw)) is not None:  # by another, while the weights were loaded
@@ -78,8 +85,9 @@ def _write(
     origin = provenance.collect(provenance.command_line(), raw, about)
     origin["versions"] |= bench.versions
     provenance.write(directory / "provenance.json", origin)
-    warm_up(bench, questions.items[0], config.measure.warmup_tokens, len(questions.items))
+    warm_up(bench, questions.items, config.measure.warmup_tokens)
     bandwidth = machine.peak_bandwidth(bench.device)
+    roofs = machine_of(config, bench, directory)
     if config.stream and not records.resumed:
         shown = next(method for method in reversed(config.methods) if not method.is_again and method.backend is None)
         display.show_stream(console, bench, shown, questions.items[0].turns[0], config.stream)
@@ -88,11 +96,13 @@ def _write(
     for file in trace_run(config, bench, questions.items[0], records, directory) if config.trace else []:
         console.print(f"Trace: {file}", highlight=False, soft_wrap=True)
     theirs = _transformers(config, bench, questions, directory, console) if config.transformers_batch else None
-    summary = _summary(config, bench, questions, records, bandwidth, total) | {"transformers": theirs}
+    summary = _summary(config, bench, questions, records, bandwidth, roofs, total) | {"transformers": theirs}
     write_text(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     vectors = write_vectors(directory, config.target["name"], summary["methods"], list(records.finished.values()))
     write_answers(directory / "answers", config.target["name"], list(records.finished.values()))
     display.show_table(console, summary)
+    if roofs is not None:
+        show_roofline(console, summary)
     if is_compared(summary):
         show_leaderboard(console, summary)
         console.print(f"Leaderboard: {write_leaderboard(directory, summary)}", highlight=False, soft_wrap=True)
@@ -143,7 +153,13 @@ def _transformers(
 
 
 def _summary(
-    config: RunConfig, bench: Bench, questions: Questions, records: Records, bandwidth: float, total: int
+    config: RunConfig,
+    bench: Bench,
+    questions: Questions,
+    records: Records,
+    bandwidth: float,
+    roofs: Machine | None,
+    total: int,
 ) -> dict[str, Any]:
     rows = list(records.finished.values())
     cut = {r["question_id"] for r in rows if r["cut_tokens"]}
@@ -152,9 +168,12 @@ def _summary(
         limit = f"the time limit of {config.measure.time_limit} s"
         notes.append(f"{len(rows)} of {total} requests were served before {limit}; measure.time_limit=null serves all")
     notes += [f"{m.name}: {m.draft.note}" for m in config.methods if m.draft and m.draft.note]
+    notes += grid.lacking([method.place for method in config.methods if not method.is_plain])
     if cut:
         notes.append(f"prompts longer than the target's positions were cut from the left: {len(cut)}")
-    methods = summarise(config.methods, rows, bench.cost, bandwidth, config.allow_targets, config.measure.seed)
+    held = None if roofs is None else roofline_of(config, bench, questions, roofs)
+    seed, allowed = config.measure.seed, config.allow_targets
+    methods = summarise(config.methods, rows, bench.cost, bandwidth, allowed, seed, held)
     expected = prediction(config.predict, config.methods, bench.shapes, methods, rows) if config.predict else None
     return without_nan(
         {
@@ -164,11 +183,15 @@ def _summary(
             "requests": len(rows),
             "notes": notes,
             "target": bench.describe(config.target["name"], config.target.get("quantize")),
-            "environment": {"peak_bandwidth": bandwidth, "threads": torch.get_num_threads()},
+            "environment": {
+                "peak_bandwidth": bandwidth,
+                "threads": torch.get_num_threads(),
+                "machine": None if roofs is None else asdict(roofs),
+            },
             "baseline": config.methods[0].name,
             "methods": methods,
             "prediction": expected,
-            "definitions": metrics.definitions(),
+            "definitions": metrics.definitions() | (roofline.PARTS if roofs is not None else {}),
         }
     )
 

@@ -12,6 +12,7 @@ from specdec.experiments.acceptance_tables import acceptance_tables
 from specdec.experiments.machine_noise import AGAIN, add_noise
 from specdec.experiments.methods import Method
 from specdec.experiments.records import Row
+from specdec.experiments.roofline import Roofline
 from specdec.metrics import DecodingStats, TargetCost
 from specdec.request_stats import RequestStats
 
@@ -26,16 +27,19 @@ def summarise(
     peak_bandwidth: float,
     allow_targets: Sequence[str] = (),
     seed: int = 0,
+    roofline: Roofline | None = None,
 ) -> list[dict[str, Any]]:
     """The `methods` of summary.json, in the order given; see experiments/README.md."""
     by_method = {m.name: [r for r in rows if r["method"] == m.name] for m in methods}
     entries = []
     for method in methods:
+        held = None if method.backend is not None else roofline  # of other engines no step is known
         rule: AcceptanceRule = registry.build("acceptance", method.acceptance, allow_targets=allow_targets)
         own, base = by_method[method.name], by_method.get(method.baseline or "", [])
         checked = verdict(method, rule, own)
         entry: dict[str, Any] = {
             "name": method.name,
+            "cell": None if method.place is None else method.place.about,
             "baseline": method.baseline,
             "drafter": method.drafter,
             "tree": method.tree,
@@ -45,7 +49,7 @@ def summarise(
             "batch": method.batch,
             "requests": len(own),
             "lossless": checked,
-            "metrics": _metrics(own, cost, peak_bandwidth),
+            "metrics": _metrics(own, cost, peak_bandwidth, method.name, held),
             "speedup": _speedup(method, own, base, checked["verdict"], seed),
             "accepted_by": acceptance_tables(own),
             "by_category": {},
@@ -54,7 +58,7 @@ def summarise(
             part, other = ([r for r in some if r["category"] == category] for some in (own, base))
             entry["by_category"][category] = {
                 "requests": len(part),
-                "metrics": _metrics(part, cost, peak_bandwidth),
+                "metrics": _metrics(part, cost, peak_bandwidth, method.name, held),
                 "speedup": _speedup(method, part, other, checked["verdict"], seed),
                 "accepted_by": acceptance_tables(part, whole=False),
             }
@@ -131,7 +135,9 @@ def without_nan(value: Any) -> Any:
     return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _metrics(rows: Sequence[Row], cost: TargetCost, peak_bandwidth: float) -> dict[str, Any]:
+def _metrics(
+    rows: Sequence[Row], cost: TargetCost, peak_bandwidth: float, name: str, roofline: Roofline | None
+) -> dict[str, Any]:
     stats = stats_of(rows)
     checks = [row["check"] for row in rows if row["check"] and row["check"]["comparable"]]
     return stats.summary() | {
@@ -140,6 +146,7 @@ def _metrics(rows: Sequence[Row], cost: TargetCost, peak_bandwidth: float) -> di
         "model_flops": cost.model_flops(stats),
         "peak_memory": _peak_memory(rows),
         "divergence_rate": metrics.divergence_rate(sum(not c["equal"] for c in checks), len(checks)),
+        **(roofline.steps(name, stats) if roofline else {}),
     }
 
 

@@ -50,6 +50,11 @@ class Bench:
         policies = {name: getattr(engine.drafter, "policy", None) for name, engine in self.engines.items()}
         return {name: policy.paths for name, policy in policies.items() if hasattr(policy, "paths")}
 
+    @property
+    def dtype(self) -> str:
+        """Of the target, by name."""
+        return str(self.model.dtype).removeprefix("torch.")
+
     def room(self, max_new_tokens: int) -> int:
         """Most tokens of a prompt; 0 for no limit.
 
@@ -76,7 +81,7 @@ class Bench:
         return {
             "name": name,
             "class": type(self.model).__name__,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": self.dtype,
             "quantize": quantize,
             "exact": next(iter(self.engines.values())).target.block_rows > 0,
             "device": str(self.device),

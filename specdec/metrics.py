@@ -96,12 +96,12 @@ class DecodingStats:
 
     @property
     def ttft(self) -> dict[str, float]:
-        """Seconds from a request's entering to its first token: the 20th, 50th and 80th percentile over requests."""
+        """Seconds from a request's entering to its first token: 20th, 50th, 80th and 99th percentile over requests."""
         return quantiles([r.ttft for r in self.requests if r.first])
 
     @property
     def tpot(self) -> dict[str, float]:
-        """Seconds per output token after the first: the 20th, 50th and 80th percentile over requests."""
+        """Seconds per output token after the first: the 20th, 50th, 80th and 99th percentile over requests."""
         return quantiles([r.tpot for r in self.requests if r.new_tokens > 1])
 
     @property
@@ -115,11 +115,17 @@ class DecodingStats:
         whole = float("nan") if UNDIVIDED in self.phases else self.decode_seconds
         return {p: ratio(self.phases.get(p, 0.0), whole) for p in PHASES if p != "prefill"}
 
+    @property
+    def prefill_share(self) -> float:
+        """The prefill's share of the seconds of all phases."""
+        return ratio(self.phases["prefill"], sum(self.phases.values()))
+
     def summary(self) -> dict[str, object]:
         """Every metric by its name, for trackers and reports."""
         names = (
             "steps new_tokens mean_accepted_length_pooled mean_accepted_length_per_request block_efficiency "
-            "draft_acceptance_rate node_acceptance_rate acceptance_by_depth ttft tpot tokens_per_second phase_share"
+            "draft_acceptance_rate node_acceptance_rate acceptance_by_depth ttft tpot tokens_per_second phase_share "
+            "prefill_share"
         )
         return {name: getattr(self, name) for name in names.split()}
 
@@ -231,9 +237,10 @@ def definitions() -> dict[str, str]:
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """The 20th, 50th and 80th percentile, linearly interpolated; NaN of nothing."""
-    found = np.quantile(values, [0.2, 0.5, 0.8]) if values else [float("nan")] * 3
-    return {name: float(value) for name, value in zip(("p20", "p50", "p80"), found, strict=True)}
+    """The 20th, 50th, 80th and 99th percentile, linearly interpolated; NaN of nothing."""
+    shares = {"p20": 0.2, "p50": 0.5, "p80": 0.8, "p99": 0.99}
+    found = np.quantile(values, list(shares.values())) if values else [float("nan")] * len(shares)
+    return {name: float(value) for name, value in zip(shares, found, strict=True)}
 
 
 def _add(rows: Iterable[Sequence[int]]) -> list[int]:

@@ -71,10 +71,11 @@ def test_a_tree_proposes_its_height_along_the_depth_and_all_its_nodes():
 def test_times(stats):
     assert stats.tokens_per_second == 9 / 5
     assert stats.decode_seconds == 4
+    assert stats.prefill_share == 1 / 5
     assert stats.phase_share == {"draft": 0.125, "verify": 0.5, "accept": 0.0625, "commit": 0.0625, "host": 0.25}
     # ttft 0.5 and 0.25, tpot 1.5 / 5 and 1 / 2: percentiles lie on the line between the two
-    assert stats.ttft == pytest.approx({"p20": 0.3, "p50": 0.375, "p80": 0.45})
-    assert stats.tpot == pytest.approx({"p20": 0.34, "p50": 0.4, "p80": 0.46})
+    assert stats.ttft == pytest.approx({"p20": 0.3, "p50": 0.375, "p80": 0.45, "p99": 0.4975})
+    assert stats.tpot == pytest.approx({"p20": 0.34, "p50": 0.4, "p80": 0.46, "p99": 0.498})
 
 
 def test_nothing_has_no_ratio():

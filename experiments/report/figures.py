@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
-from specdec.experiments.report import plots, rows, text
+from specdec.experiments.grid import AXES
+from specdec.experiments.report import curves, plots, roofline_plot, rows, text
 from specdec.experiments.report.shown import PHASES, Shown, length_of
 
 
@@ -23,18 +25,28 @@ class Figure:
     rows: Sequence[Sequence[str]]
 
 
-def figures(methods: Sequence[Shown]) -> list[Figure]:
-    """Those that have something to show."""
-    return [
-        Figure(ident, title, caption, drawing, columns, cells)
-        for ident, title, caption, drawing, columns, cells in (
+def figures(methods: Sequence[Shown], machine: Mapping[str, Any] | None, dtype: str | None) -> list[Figure]:
+    """Those that have something to show. Of a grid those along its axes, and of all its cells phases and roofline.
+
+    Args:
+        machine: of the summary's environment; None where steps were held against none.
+        dtype: of the target.
+    """
+    if any(method.cell for method in methods):
+        chosen = [*_grid(methods), ("phases", *_phases(methods)), ("roofline", *_roofline(methods, machine, dtype))]
+    else:
+        chosen = [
             ("speedup", *_speedup(methods)),
             ("phases", *_phases(methods)),
             ("conditional", *_depths(methods, "conditional")),
             ("unconditional", *_depths(methods, "unconditional")),
             ("by-category", *_categories(methods)),
             ("tpot", *_tpot(methods)),
-        )
+            ("roofline", *_roofline(methods, machine, dtype)),
+        ]
+    return [
+        Figure(ident, title, caption, drawing, columns, cells)
+        for ident, title, caption, drawing, columns, cells in chosen
         if drawing is not None
     ]
 
@@ -90,3 +102,42 @@ def _tpot(methods: Sequence[Shown]) -> Parts:
     caption = "A dot is a request, the box spans the 20th to the 80th percentile, the line is the median."
     cells = [[m.name, *(text.milliseconds(m.tpot(q)) for q in ("p20", "p50", "p80"))] for m in methods]
     return "Time per output token", caption, rows.tpots(methods), ["method", "p20 ms", "p50 ms", "p80 ms"], cells
+
+
+def _grid(methods: Sequence[Shown]) -> Iterator[tuple[str, str, str, Markup | None, list[str], list[list[str]]]]:
+    for axis in AXES:
+        along = [(c, value, m) for c in curves.curves(methods, axis) for value, m in c.points]
+        columns = ["method", axis, "TTFT p50 ms", *(f"TPOT {q} ms" for q in ("p20", "p50", "p80", "p99")), "tokens/s"]
+        cells = [
+            [
+                c.name,
+                str(value),
+                text.milliseconds(m.ttft("p50")),
+                *(text.milliseconds(m.tpot(q)) for q in ("p20", "p50", "p80", "p99")),
+                text.number(m.entry["metrics"].get("tokens_per_second"), 1),
+            ]
+            for c, value, m in along
+        ]
+        caption = "Medians over requests, bars from the 20th to the 80th percentile. Dashed: plain decoding."
+        title = f"Time per output token against {axis}"
+        yield f"tpot-{axis}", title, caption, curves.times(methods, axis), columns, cells
+        cells = [
+            [c.name, str(value), f"{text.times(m.ratio)} {m.label}".strip(), text.interval(m.entry["speedup"])]
+            for c, value, m in along
+            if m.entry["speedup"]
+        ]
+        caption = "Over plain decoding in the same cell; bars are 95 % bootstrap intervals over groups of prompts."
+        columns = ["method", axis, "speed-up", "95 % interval"]
+        yield f"speedup-{axis}", f"Speed-up against {axis}", caption, curves.speedups(methods, axis), columns, cells
+
+
+def _roofline(methods: Sequence[Shown], machine: Mapping[str, Any] | None, dtype: str | None) -> Parts:
+    caption = (
+        "Filled: the target's step, hollow: the drafter's. Under the slope memory bounds a step, under the level line "
+        "arithmetic; how far below them it lies is what it does not reach."
+    )
+    cells = [
+        [m.name, part.replace("_", " "), f"{x:.3g}", text.large(y)] for m, part, x, y in roofline_plot.points(methods)
+    ]
+    drawing = roofline_plot.roofline(methods, machine, dtype)
+    return "Roofline", caption, drawing, ["method", "step", "FLOP per byte", "FLOP/s"], cells

@@ -12,6 +12,8 @@ from specdec.experiments.report import text
 from specdec.experiments.report.run_files import RunFiles
 
 PARTS = ("drafter", "tree", "acceptance", "sampling")  # of a method, whole in its entry
+PARTS_OF_STEPS = ("verify_step", "draft_step")
+STEP = ("bytes", "flops", "seconds", "intensity", "bandwidth_share", "flops_share")
 COLUMNS: dict[str, tuple[Any, str]] = {
     "run": (pl.String, "the folder, as it was given"),
     "experiment": (pl.String, "its name"),
@@ -22,6 +24,10 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "target_device": (pl.String, ""),
     "target_parameters": (pl.Int64, ""),
     "method": (pl.String, "name"),
+    "family": (pl.String, "its name without the cell of a grid; null without a grid"),
+    "batch": (pl.Int64, "questions served together"),
+    "context": (pl.Int64, "of the cell: tokens of every prompt; null for their own"),
+    "nodes": (pl.Int64, "of the cell: most nodes of a tree; null for the method's own setting"),
     "baseline": (pl.String, "the method it is measured against; null for a baseline"),
     "drafter": (pl.String, "class and settings; so tree, acceptance"),
     "tree": (pl.String, ""),
@@ -45,9 +51,11 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "node_acceptance_rate": (pl.Float64, ""),
     "acceptance_by_depth_conditional": (pl.List(pl.Float64), "from depth 1"),
     "acceptance_by_depth_unconditional": (pl.List(pl.Float64), "from depth 1"),
-    **{f"{name}_{q}": (pl.Float64, "seconds") for name in ("ttft", "tpot") for q in ("p20", "p50", "p80")},
+    **{f"{name}_{q}": (pl.Float64, "seconds") for name in ("ttft", "tpot") for q in ("p20", "p50", "p80", "p99")},
     "tokens_per_second": (pl.Float64, ""),
     **{f"phase_share_{p}": (pl.Float64, "") for p in ("draft", "verify", "accept", "commit", "host")},
+    "prefill_share": (pl.Float64, ""),
+    **{f"{part}_{name}": (pl.Float64, "") for part in PARTS_OF_STEPS for name in STEP},
     "bytes_moved": (pl.Float64, ""),
     "mbu": (pl.Float64, ""),
     "model_flops": (pl.Float64, ""),
@@ -95,6 +103,8 @@ def _rows(run: RunFiles, entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "target": summary["target"]["name"],
         **{f"target_{key}": summary["target"][key] for key in ("dtype", "device", "parameters")},
         "method": entry["name"],
+        "batch": entry.get("batch"),
+        **(entry["cell"] or {}),
         "baseline": entry["baseline"],
         **{kind: text.short(entry[kind]) or None for kind in ("drafter", "tree", "acceptance")},
         "backend": entry["backend"],

@@ -37,6 +37,17 @@ class Shown:
     step_seconds: float | None
 
     @property
+    def cell(self) -> Mapping[str, Any] | None:
+        """Where it is in the run's grid; None without a grid."""
+        found: Mapping[str, Any] | None = self.entry["cell"]
+        return found
+
+    @property
+    def family(self) -> str:
+        """Its name, without the cell."""
+        return family_of(self.entry)
+
+    @property
     def label(self) -> str:
         """The words that must stand beside its speed-up, or nothing."""
         return str((self.entry["speedup"] or {}).get("label") or "")
@@ -62,8 +73,13 @@ class Shown:
         return list((self.entry["metrics"].get("acceptance_by_depth") or {}).get(kind) or [])
 
     def tpot(self, quantile: str) -> float | None:
-        """p20, p50 or p80."""
+        """p20, p50, p80 or p99."""
         found: float | None = (self.entry["metrics"].get("tpot") or {}).get(quantile)
+        return found
+
+    def ttft(self, quantile: str) -> float | None:
+        """p20, p50, p80 or p99."""
+        found: float | None = (self.entry["metrics"].get("ttft") or {}).get(quantile)
         return found
 
     @property
@@ -74,6 +90,11 @@ class Shown:
         return Markup('<svg class="swatch" viewBox="0 0 14 14" aria-hidden="true">{}</svg>').format(canvas.content)
 
 
+def family_of(entry: Mapping[str, Any]) -> str:
+    """A method's name, without its cell in a grid."""
+    return str((entry["cell"] or {"family": entry["name"]})["family"])
+
+
 def length_of(part: Mapping[str, Any]) -> float | None:
     """Mean accepted length, pooled, of a method or of one of its categories."""
     found: float | None = part["metrics"].get("mean_accepted_length_pooled")
@@ -82,13 +103,14 @@ def length_of(part: Mapping[str, Any]) -> float | None:
 
 def shown(run: RunFiles) -> list[Shown]:
     """The sound and fast first, see `headline.ranked`; colours follow the order of the run."""
-    coloured = [m["name"] for m in run.methods if m["baseline"] or m["lossless"]["verdict"] != "baseline"]
+    coloured = [family_of(m) for m in run.methods if m["baseline"] or m["lossless"]["verdict"] != "baseline"]
+    coloured = list(dict.fromkeys(coloured))
     found = []
     for entry in ranked(run.methods):
         name = entry["name"]
         rows = run.rows(name)
         steps, seconds = sum(row["steps"] for row in rows), sum(_decoding(row["phases"]) for row in rows)
-        place = coloured.index(name) if name in coloured else -1
+        place = coloured.index(family_of(entry)) if family_of(entry) in coloured else -1
         found.append(
             Shown(
                 name=name,
@@ -108,12 +130,19 @@ def groups(methods: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:
     for method in methods:
         alone = method.name if method.entry["sampling"] else ""  # of a killed run nothing is known
         found.setdefault(method.entry["baseline"] or alone, []).append(method)
-    return [(_settings(part[-1].entry), part) for _, part in sorted(found.items())]
+    return [(_settings(part[-1].entry), part) for _, part in sorted(found.items(), key=_order)]
+
+
+def _order(group: tuple[str, Sequence[Shown]]) -> tuple[int, int, str]:
+    """Cells of a grid by their size."""
+    cell = group[1][-1].cell or {"batch": 0, "context": None}
+    return cell["batch"], cell["context"] or 0, group[0]
 
 
 def _settings(entry: Mapping[str, Any]) -> str:
-    together = entry.get("batch", 1)
-    return text.sampling(entry["sampling"]) + f", {together} prompts at once" * (together > 1)
+    together, context = entry.get("batch", 1), (entry["cell"] or {}).get("context")
+    words = text.sampling(entry["sampling"]) + f", {together} prompts at once" * (together > 1)
+    return words + (f", {context} tokens of context" if context else "")
 
 
 def _decoding(phases: Mapping[str, float | None]) -> float:

@@ -36,6 +36,25 @@ class Axis:
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
+@dataclass(frozen=True, slots=True)
+class LogAxis:
+    """A logarithmic scale; `low` is above 0."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = math.log(value / self.low) / math.log(self.high / self.low)
+        return self.start + share * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Powers of 10, or of 1000 where those are many."""
+        first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+        return [10.0**power for power in range(first, last + 1) if last - first < 9 or power % 3 == 0]
+
+
 @dataclass(slots=True)
 class Canvas:
     """A drawing of fixed inner size; the page scales it to its column."""
@@ -75,7 +94,7 @@ class Canvas:
         points = " ".join(f"{x + 1.2 * size * math.cos(a):.1f},{y + 1.2 * size * math.sin(a):.1f}" for a in angles)
         self.add("polygon", points=points, class_=class_)
 
-    def labels(self, x: Axis, y: Axis, x_label: str, y_label: str) -> None:
+    def labels(self, x: Axis | LogAxis, y: Axis | LogAxis, x_label: str, y_label: str) -> None:
         """What the axes are."""
         self.text((x.start + x.end) / 2, self.height - 4, x_label, "middle", "label")
         middle = (y.start + y.end) / 2

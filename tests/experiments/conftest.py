@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from specdec.experiments import machine
+from specdec.experiments import held, machine
+from specdec.experiments.bench import machine as machine_bench
 from specdec.experiments.cli import main
 from specdec.experiments.training.tokenizer import train_tokenizer
 
@@ -48,6 +49,12 @@ def save_model(folder: Path, layers: int, seed: int) -> Path:
 def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's bandwidth is not what is tested."""
     monkeypatch.setattr(machine, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(machine_bench, "BUFFER", {"cpu": 1 << 20})
+    monkeypatch.setattr(machine_bench, "cache_bytes", lambda device: 1 << 17)
+    monkeypatch.setattr(machine_bench, "SIDE", {"cpu": 256})
+    monkeypatch.setattr(machine_bench, "INNER", 64)
+    monkeypatch.setattr(machine_bench, "COLUMNS", 48)
+    monkeypatch.setattr(held, "SECONDS", 0.01)
 
 
 @pytest.fixture(scope="session")

@@ -10,17 +10,9 @@ import torch
 
 from specdec.experiments.bench import machine
 from specdec.experiments.cli import main
+from specdec.experiments.machine import device_name
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "BUFFER", {"cpu": 1 << 20})
-    monkeypatch.setattr(machine, "cache_bytes", lambda device: 1 << 17)
-    monkeypatch.setattr(machine, "SIDE", {"cpu": 256})
-    monkeypatch.setattr(machine, "INNER", 64)
-    monkeypatch.setattr(machine, "COLUMNS", 48)
 
 
 def test_every_work_moves_and_computes_what_it_says():
@@ -87,7 +79,7 @@ def test_the_command_writes_a_file_and_shows_a_table(tmp_path: Path, capsys):
     assert found["dtype"] == "float32"
     assert found["rounds"] >= 5
     assert found["provenance"]["argv"]
-    assert found["name"] == machine.device_name(CPU)
+    assert found["name"] == device_name(CPU)
     assert "GB/s" in shown
     assert "float32 16 x 64 x 48" in shown
     assert json.loads(shown.splitlines()[-1]) == {"output": str(file), "products": 5}
