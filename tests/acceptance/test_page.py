@@ -123,7 +123,8 @@ def test_of_several_files_the_worst_counts(page: ModuleType, tmp_path: Path) -> 
         assert page.read_cases([tmp_path / file for file in files])["test_b.py::test_one"].state == "failed"
 
 
-def test_all_cases_are_known_slow_ones_too(page: ModuleType) -> None:
+def test_all_cases_are_known_slow_ones_too(page: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     names = page.collect(["test_block.py"])
     assert "test_block.py::test_block_is_lossless[3-4-random]" in names
 
