@@ -58,11 +58,12 @@ class Settings:
             read_chances(given["acceptance"])
         CostCurve.make(given.get("curve"))
         for name, least in (("budgets", 2), ("batches", 1)):
-            values = given.get(name, getattr(Settings, name, ()))
-            if name in given and not (isinstance(values, list) and values):
-                raise ValueError(f"predict.{name} is {values!r}; expected a list of whole numbers")
-            check_counts({f"predict.{name}": value for value in given.get(name, [])}, least)
-            given |= {name: tuple(given[name])} if name in given else {}
+            if name in given:
+                if not isinstance(given[name], list) or not given[name]:
+                    raise ValueError(f"predict.{name} is {given[name]!r}; expected a list of whole numbers")
+                for value in given[name]:
+                    check_counts({f"predict.{name}": value}, least)
+                given[name] = tuple(given[name])
         check_counts({"predict.max_depth": given.get("max_depth", 8)})
         return Settings(**given)
 

@@ -42,6 +42,8 @@ def repeat(arguments: Sequence[str], console: Console) -> tuple[dict[str, Any], 
         )
     source = Path(_last(arguments, FROM)).expanduser()
     before = _finished(source)
+    if before.config.get("scaling"):
+        raise ValueError(f"{source} timed steps and wrote no text: times cannot be equal; run experiment=scaling again")
     name = str(before.config.get("name", "run"))
     given = _last(arguments, INTO)
     folder = Path(given).expanduser() if given else Path("outputs", name, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from specdec.experiments.records import Key, Row, key_of
 from specdec.experiments.report.run_files import RunFiles
-from specdec.experiments.run import differences, told
+from specdec.experiments.run_folder import differences, told
 
 FACTS = ("git", "versions", "system", "cpu", "gpu", "threads", "data")
 SHOWN = 3  # places of each kind in the terminal; reproduction.json has all

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
@@ -32,6 +31,8 @@ from specdec.experiments.prediction_shown import show_prediction
 from specdec.experiments.records import Records, write_lines, write_text
 from specdec.experiments.report import write_report
 from specdec.experiments.roofline_table import show_roofline
+from specdec.experiments.run_folder import begin, look_into
+from specdec.experiments.scaling import run_scaling
 from specdec.experiments.summary import differences_of, summarise, without_nan
 from specdec.experiments.trace import trace_run
 from specdec.experiments.trackers.base import Guarded
@@ -51,6 +52,8 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
         ValueError: something is wrong with the configuration, the data, a model, or what is in `directory`; or another
             process writes there.
     """
+    if raw.get("scaling") is not None:
+        return run_scaling(raw, directory, overrides, console)
     config = RunConfig.parse(raw)
     questions: Questions = registry.instantiate(config.data, config.allow_targets, "data")
     tracker = Guarded(registry.instantiate(config.tracker, config.allow_targets, "tracker"))
@@ -191,54 +194,7 @@ def _summary(
             "baseline": config.methods[0].name,
             "methods": methods,
             "prediction": expected,
+            "scaling": None,
             "definitions": metrics.definitions() | (roofline.PARTS if roofs is not None else {}),
         }
     )
-
-
-def look_into(directory: Path, raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """See that `directory` holds this run or none; returns the summary if the run there is finished.
-
-    Raises:
-        ValueError: it holds a run with another configuration.
-    """
-    file = directory / "config.yaml"
-    if not file.exists():
-        return None
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if before != raw:
-        raise ValueError(
-            f"{directory} holds a run with other settings ({told(differences(before, raw))}); "
-            f"go on with its own: specdec run resume={directory}"
-        )
-    done = directory / "summary.json"
-    if not done.exists():
-        return None
-    summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-    return summary if summary["complete"] else None
-
-
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """What differs, as `name: before -> now`, each at the deepest level that both have."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        inside = sorted({*before, *now})
-        deeper = name + "." * bool(name)
-        return [d for key in inside for d in differences(before.get(key), now.get(key), f"{deeper}{key}")]
-    return [] if before == now else [f"{name}: {_short(before)} -> {_short(now)}"]
-
-
-def told(found: Sequence[str], most: int = 3) -> str:
-    """The first few of a list."""
-    return ", ".join(found[:most]) + f" and {len(found) - most} more" * (len(found) > most)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 40 else f"{text[:36]} ..."
-
-
-def begin(directory: Path, raw: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Make `directory` this run's, if it is not yet."""
-    if not (directory / "config.yaml").exists():
-        write_text(directory / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
-        write_text(directory / "config.yaml", yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))

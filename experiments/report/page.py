@@ -19,6 +19,7 @@ from specdec.experiments.report.figures import figures
 from specdec.experiments.report.headline import best, headline
 from specdec.experiments.report.prediction import prediction_figures
 from specdec.experiments.report.run_files import RunFiles, read_run
+from specdec.experiments.report.scaling import scaling_page
 from specdec.experiments.report.shown import PHASES, groups, length_of, shown
 from specdec.experiments.summary import parted
 
@@ -40,7 +41,9 @@ def write_report(directory: Path) -> Path:
 
 def render(run: RunFiles) -> str:
     """The page. Everything that comes from a run is escaped; nothing is fetched, and no script runs."""
-    environment = make_environment()
+    environment, css = make_environment(), Markup((FOLDER / "report.css").read_text(encoding="utf-8"))
+    if run.summary["scaling"]:
+        return scaling_page(run, environment, css, facts(run))
     methods = shown(run)
     winner = best(run.methods)
     shown_in_full = winner or next((m for m in run.methods if m["baseline"]), None) or next(iter(run.methods), None)
@@ -49,7 +52,7 @@ def render(run: RunFiles) -> str:
         run=run,
         summary=run.summary,
         version=specdec.__version__,
-        css=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
+        css=css,
         sentences=headline(run.methods),
         advice=recommendations(run.summary) if is_compared(run.summary) else [],
         methods=methods,

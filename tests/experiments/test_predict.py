@@ -152,7 +152,7 @@ def test_a_run_says_what_it_predicted(specdec_run: Any, draft: Any, capsys: pyte
         ("{curve: 0.1}", "predict.acceptance has no value; give chances, a file, or a method of the run: ngram"),
         ("{acceptance: nowhere.json}", "acceptance 'nowhere.json' cannot be read"),
         ("{acceptance: [0.5], curve: -1}", "a row's cost is -1"),
-        ("{acceptance: [0.5], budgets: [1]}", "predict.budgets is 1; expected a whole number of at least 2"),
+        ("{acceptance: [0.5], budgets: [1, 4]}", "predict.budgets is 1; expected a whole number of at least 2"),
         ("{acceptance: [0.5], batches: 3}", "predict.batches is 3; expected a list"),
         ("{acceptance: [0.5], budget: [2]}", "unknown setting of predict 'budget'"),
         ("3", "setting of predict: got 3; expected a mapping"),

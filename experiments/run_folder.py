@@ -1,0 +1,60 @@
+"""A run's folder: whether it holds this run, another, or none yet, and what says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specdec.experiments.records import write_text
+
+
+def look_into(directory: Path, raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """See that `directory` holds this run or none; returns the summary if the run there is finished.
+
+    Raises:
+        ValueError: it holds a run with another configuration.
+    """
+    file = directory / "config.yaml"
+    if not file.exists():
+        return None
+    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if before != raw:
+        raise ValueError(
+            f"{directory} holds a run with other settings ({told(differences(before, raw))}); "
+            f"go on with its own: specdec run resume={directory}"
+        )
+    done = directory / "summary.json"
+    if not done.exists():
+        return None
+    summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+    return summary if summary["complete"] else None
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs, as `name: before -> now`, each at the deepest level that both have."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        inside = sorted({*before, *now})
+        deeper = name + "." * bool(name)
+        return [d for key in inside for d in differences(before.get(key), now.get(key), f"{deeper}{key}")]
+    return [] if before == now else [f"{name}: {_short(before)} -> {_short(now)}"]
+
+
+def told(found: Sequence[str], most: int = 3) -> str:
+    """The first few of a list."""
+    return ", ".join(found[:most]) + f" and {len(found) - most} more" * (len(found) > most)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else f"{text[:36]} ..."
+
+
+def begin(directory: Path, raw: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Make `directory` this run's, if it is not yet."""
+    if not (directory / "config.yaml").exists():
+        write_text(directory / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
+        write_text(directory / "config.yaml", yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
