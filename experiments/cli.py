@@ -126,7 +126,9 @@ def _report(arguments: list[str]) -> int:
     folders = [Path(argument) for argument in arguments if not argument.startswith("into=")]
     if not folders:
         raise ValueError("into= was given and no run; give the folders of runs as well")
-    if len(folders) == 1 and not into and not (folders[0] / "multirun.yaml").is_file():
+    from specdec.experiments.sweep import is_sweep
+
+    if len(folders) == 1 and not into and not is_sweep(folders[0]):
         from specdec.experiments.report import read_finished, write_report
 
         read_finished(folders[0])

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from specdec.registry import CONF
 
-LAUNCHERS = 'pip install "specdec[launchers]"'
+EXTRAS = {"hydra/launcher": "launchers", "hydra/sweeper": "search"}
 
 
 def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
@@ -60,7 +60,8 @@ def _meant_setting(name: str, known: list[str]) -> str:
 
 
 def _extra(group: str) -> str:
-    return f"; Hydra's launchers are extra packages: {LAUNCHERS}" if group.startswith("hydra/launcher") else ""
+    extra = next((extra for name, extra in EXTRAS.items() if group.startswith(name)), "")
+    return f'; it is one of Hydra\'s extra packages: pip install "specdec[{extra}]"' if extra else ""
 
 
 def _settings(command: str, arguments: Sequence[str]) -> list[str]:

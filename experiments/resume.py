@@ -34,6 +34,8 @@ def resumed(arguments: list[str]) -> list[str]:
                 f"are added to its folder by specdec run -m ... {SWEEP_DIR}={folder}"
             )
         task, before = settings
+        if any(key_of(a) == "hydra/launcher" for a in others):  # what was set of the other one goes with it
+            before = [a for a in before if not key_of(a).startswith("hydra.launcher.")]
         own = [a for a in before if key_of(a) not in set(map(key_of, others))]
         return ["-m", *task, *own, *others, f"{SWEEP_DIR}={quoted(folder)}"]
     if not (folder / "overrides.yaml").is_file():

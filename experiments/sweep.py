@@ -92,9 +92,14 @@ def discard(made: Sequence[Path]) -> None:
         folder.rmdir()
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether its folders are cells."""
+    return (folder / SETTINGS).is_file()
+
+
 def settings_of(folder: Path) -> tuple[list[str], list[str]] | None:
     """Overrides and Hydra's own ones of the sweep in `folder`; None if there is none."""
-    if not (folder / SETTINGS).is_file():
+    if not is_sweep(folder):
         return None
     settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
     return settings["overrides"], settings["hydra"]
@@ -107,29 +112,29 @@ def run_cell(folder: Path, overrides: Sequence[str], task: Callable[[], dict[str
         task: runs it, or goes on with it, and returns its summary.
 
     Returns:
-        `speedup_of` its summary; nan where there is none. It is what a sweeper that searches makes large.
+        `speedup_of` its summary, 0 where there is none. It is what a sweeper that searches makes large.
     """
     if is_locked(folder):
         print(f"{folder.name}: another process is at it, left out")
-        return float("nan")
+        return 0.0
     summary = finished(folder)
     if summary is not None:
         print(f"{folder.name}: done before")
-        return _number(speedup_of(summary))
+        return speedup_of(summary) or 0.0
     try:
         write_text(folder / OVERRIDES, yaml.safe_dump(list(overrides), allow_unicode=True))
         summary = task()
     except Locked:
         print(f"{folder.name}: another process is at it, left out")
-        return float("nan")
+        return 0.0
     except Exception as error:  # whatever it is, the other cells are worth more
         told = " ".join(str(error).split()) or type(error).__name__
         write_text(folder / ERROR, f"{told}\n\n{traceback.format_exc()}")
         print(f"specdec: {folder.name} failed: {told}", file=sys.stderr, flush=True)
-        return float("nan")
+        return 0.0
     (folder / ERROR).unlink(missing_ok=True)
     print(f"{folder.name}: done", flush=True)
-    return _number(speedup_of(summary))
+    return speedup_of(summary) or 0.0
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -145,10 +150,6 @@ def speedup_of(summary: dict[str, Any]) -> float | None:
     found = [entry["speedup"] for entry in summary["methods"] if entry["speedup"]]
     ratios = [speedup["ratio"] for speedup in found if speedup.get("label") != AGAIN]
     return ratios[-1] if ratios else None
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def cells(folder: Path, planned: Sequence[Sequence[str]]) -> list[Cell]:

@@ -15,6 +15,7 @@ from specdec.experiments.records import write_bytes, write_text
 from specdec.experiments.report.page import FOLDER, make_environment, write_report
 from specdec.experiments.report.results_table import CONFIG, differing, frame_of, results_table, settings_of
 from specdec.experiments.report.run_files import RunFiles, read_finished
+from specdec.experiments.sweep import is_sweep
 
 HTML, PARQUET = "results.html", "results.parquet"
 
@@ -60,7 +61,7 @@ def write_joint(folders: Sequence[Path], into: Path | None = None) -> tuple[list
 
 def _inside(folder: Path) -> list[Path]:
     """The jobs' folders of a sweep, in their order; else the folder itself."""
-    if not (folder / "multirun.yaml").is_file():
+    if not is_sweep(folder):
         return [folder]
     jobs = [inner for inner in folder.iterdir() if (inner / "config.yaml").is_file()]
     return sorted(jobs, key=lambda job: (len(job.name), job.name)) or [folder]

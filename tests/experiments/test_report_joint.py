@@ -158,7 +158,7 @@ def test_a_report_that_cannot_be_written_leaves_its_run_in_the_table(runs, tmp_p
 
 def test_a_sweep_is_its_jobs(runs, tmp_path, capsys):
     sweep = tmp_path / "machines"
-    (sweep / "multirun.yaml").write_text("")
+    (sweep / "sweep.yaml").write_text("")
     assert main(["report", str(sweep), f"into={tmp_path / 'joint'}"]) == 0
     frame = pl.read_parquet(tmp_path / "joint" / "results.parquet")
     assert frame["run"].unique(maintain_order=True).to_list() == list(map(str, runs))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -183,9 +182,67 @@ def test_a_failed_cell_has_no_number(tmp_path: Path):
     def fail() -> dict[str, Any]:
         raise MemoryError
 
-    assert math.isnan(sweep.run_cell(tmp_path, ["a=1"], fail))
+    assert sweep.run_cell(tmp_path, ["a=1"], fail) == 0
     (cell,) = sweep.cells(tmp_path.parent, [])[:1]
     assert (cell.status, cell.error, cell.overrides) == ("failed", "MemoryError", ["a=1"])
+
+
+def needs(plugin: str, extra: str) -> None:
+    reason = f'hydra-{plugin} is not installed: pip install "specdec[{extra}]"'
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin.replace('-', '_')}", reason=reason)
+
+
+RAY = ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.init.include_dashboard=false"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "plugin", "settings"),
+    [("cores", "joblib-launcher", []), ("submitit_local", "submitit-launcher", []), ("ray", "ray-launcher", RAY)],
+)
+def test_other_launchers_do_the_same(launcher: str, plugin: str, settings: list[str], run: Sweep, capfd):
+    """What a cell shows is in its folder, its command line in its provenance; and a sweep may change its launcher."""
+    needs(plugin, "launchers")
+    assert run(f"hydra/launcher={launcher}", *settings, "drafter=ngram", LENGTHS) == 5
+    assert [row["status"] for row in table()] == ["done", "failed", "done"]
+    assert "ngram needs" in table()[1]["error"]
+    cell = folder_of("drafter.length=3")
+    assert "Measuring" in (cell / sweep.LOG).read_text()
+    argv = json.loads((cell / "provenance.json").read_text())["argv"]
+    assert argv[0] == "specdec run"
+    assert "drafter.length=3" in argv
+    assert Path("sweep/results.parquet").exists()
+    (folder_of("drafter.length=0") / sweep.ERROR).unlink()
+    assert yaml.safe_load(Path("sweep/sweep.yaml").read_text())["hydra"] == [f"hydra/launcher={launcher}", *settings]
+    capfd.readouterr()
+    assert main(["run", "resume=sweep", "hydra/launcher=basic"]) == 5
+    assert capfd.readouterr().out.count(": done before") == 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "plugin", "extra"),
+    [
+        ("hydra/launcher=cores", "joblib-launcher", "launchers"),
+        ("hydra/launcher=slurm", "submitit-launcher", "launchers"),
+        ("hydra/launcher=ray_cluster", "ray-launcher", "launchers"),
+        ("hydra/sweeper=tree_search", "optuna-sweeper", "search"),
+    ],
+)
+def test_our_settings_fit_the_plug_ins(chosen: str, plugin: str, extra: str, capsys):
+    needs(plugin, extra)
+    assert main(["run", "--cfg", "hydra", chosen]) == 0
+    assert f"hydra_{plugin.replace('-', '_')}." in capsys.readouterr().out
+
+
+def test_a_search_makes_the_speed_up_large_and_goes_on(run: Sweep, draft: Path, monkeypatch, capsys):
+    needs("optuna-sweeper", "search")
+    search = ["hydra/sweeper=tree_search", "hydra.sweeper.n_trials=3"]
+    assert run(*search, "drafter=draft_model", f"drafter.model.name={draft}", "tree=best_first") == 0
+    found = yaml.safe_load(Path("sweep/optimization_results.yaml").read_text())
+    assert found["best_value"] == max(row["speedup"] for row in table())
+    assert set(found["best_params"]) == {"tree.max_nodes", "tree.depth", "tree.top_k"}
+    monkeypatch.setattr(measure, "run_cell", None)
+    assert main(["run", "resume=sweep"]) == 0
+    assert capsys.readouterr().out.count(": done before") == 3
 
 
 COMMAND = [sys.executable, "-m", "specdec.experiments.cli", "run"]
