@@ -170,10 +170,10 @@ def _summary(
     if len(rows) < total:
         limit = f"the time limit of {config.measure.time_limit} s"
         notes.append(f"{len(rows)} of {total} requests were served before {limit}; measure.time_limit=null serves all")
-    notes += [f"{m.name}: {m.draft.note}" for m in config.methods if m.draft and m.draft.note]
     notes += grid.lacking([method.place for method in config.methods if not method.is_plain])
     if cut:
         notes.append(f"prompts longer than the target's positions were cut from the left: {len(cut)}")
+    notes += [f"{m.name}: {m.draft.note}" for m in config.methods if m.draft and m.draft.note]
     held = None if roofs is None else roofline_of(config, bench, questions, roofs)
     seed, allowed = config.measure.seed, config.allow_targets
     methods = summarise(config.methods, rows, bench.cost, bandwidth, allowed, seed, held)
