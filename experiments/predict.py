@@ -26,7 +26,8 @@ class Settings:
     """Of `predict`.
 
     Attributes:
-        acceptance: as `tree.acceptance` of `sequoia`; or the name of a method of this run, by what it measures.
+        acceptance: as `tree.acceptance` of `sequoia`; or the name of a method of this run, by what it measures: of one
+            in a grid, also without the cell.
         curve, draft_cost: as of `sequoia`.
         budgets: nodes of trees, the root included.
         batches: sequences in a step.
@@ -49,7 +50,7 @@ class Settings:
         """
         check_keys(raw, {field.name for field in fields(Settings)}, "setting of predict")
         given = {"acceptance": None, **raw}
-        names = [m.name for m in methods if m.baseline and not m.is_again]
+        names = list(dict.fromkeys(name for m in methods if m.baseline and not m.is_again for name in _names(m)))
         if given["acceptance"] is None:
             raise ValueError(
                 f"predict.acceptance has no value; give chances, a file, or a method of the run: {', '.join(names)}"
@@ -74,8 +75,8 @@ def prediction(
     shapes: Mapping[str, Any],
     entries: Sequence[Json],
     rows: Sequence[Row],
-) -> Json:
-    """`prediction` of summary.json.
+) -> Json | None:
+    """`prediction` of summary.json; None where the method that the acceptance is to be of has drafted nothing.
 
     Args:
         shapes: by method, the paths of its tree, for those whose tree is fixed.
@@ -83,13 +84,12 @@ def prediction(
     """
     by_method = {m.name: [row for row in rows if row["method"] == m.name] for m in methods}
     given = settings.acceptance
-    if isinstance(given, str) and given in by_method:
-        steps = count_steps(by_method[given]).items()
-        given = measured_acceptance(((children, ranks), times) for (_, _, children, ranks), times in steps)[
-            "acceptance"
-        ]
+    if isinstance(given, str) and (named := [m.name for m in methods if given in _names(m)]):
+        steps = count_steps(row for name in named for row in by_method[name]).items()
+        walks = (((children, ranks), times) for (_, _, children, ranks), times in steps)
+        given = measured_acceptance(walks)["acceptance"]
         if not given:
-            raise ValueError(f"predict.acceptance: {settings.acceptance} drafted nothing in this run")
+            return None
     chances, curve = read_chances(given), CostCurve.make(settings.curve)
     draft_cost = measured_draft_cost(settings.curve) if settings.draft_cost is None else settings.draft_cost
     measured_rows = curve.rows[-1] if isinstance(settings.curve, str | Path) else float("inf")
@@ -115,6 +115,11 @@ def prediction(
         "grid": grid,
         "methods": compared,
     }
+
+
+def _names(method: Method) -> tuple[str, ...]:
+    """Its own, and the one that all cells of a grid share."""
+    return (method.name, method.place.family) if method.place else (method.name,)
 
 
 def measured_terms(rows: Sequence[Row], plain: Sequence[Row], speedup: float) -> Terms:

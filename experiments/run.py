@@ -178,6 +178,10 @@ def _summary(
     seed, allowed = config.measure.seed, config.allow_targets
     methods = summarise(config.methods, rows, bench.cost, bandwidth, allowed, seed, held)
     expected = prediction(config.predict, config.methods, bench.shapes, methods, rows) if config.predict else None
+    if config.predict and expected is None:
+        notes.append(
+            f"predict: {config.predict.acceptance} has drafted nothing, so that nothing can be predicted by it"
+        )
     return without_nan(
         {
             "experiment": config.name,

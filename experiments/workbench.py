@@ -47,7 +47,7 @@ class Bench:
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """By method, the paths of its drafter's tree, for those that have a fixed one."""
-        policies = {name: getattr(engine.drafter, "policy", None) for name, engine in self.engines.items()}
+        policies: dict[str, Any] = {n: getattr(e.drafter, "policy", None) for n, e in self.engines.items()}
         return {name: policy.paths for name, policy in policies.items() if hasattr(policy, "paths")}
 
     @property

@@ -15,7 +15,6 @@ from specdec.experiments.report.shown import Shown
 from specdec.experiments.report.svg import WIDTH, Axis, Canvas, legend
 
 Json = Mapping[str, Any]
-KINDS = ("conditional", "unconditional")
 MOST_DEPTHS, MOST_RANKS = 12, 8  # that are drawn
 
 
@@ -47,7 +46,12 @@ def _figure(
 def _depths(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
     deepest = min(max([len(found["depth"]) for _, found in drafting], default=0), MOST_DEPTHS)
     panels = [
-        Panel(m.name, m.class_, *([c[kind] for c in found["depth"][:deepest]] for kind in KINDS))
+        Panel(
+            m.name,
+            m.class_,
+            full=[cell["conditional"] for cell in found["depth"][:deepest]],
+            hollow=[cell["unconditional"] for cell in found["depth"][:deepest]],
+        )
         for m, found in drafting
     ]
     labels = [str(depth) for depth in range(1, deepest + 1)]

@@ -96,8 +96,9 @@ def _cells(canvas: Canvas, panel: Panel, x: Axis, y: Axis) -> None:
         for column, share in enumerate(shares):
             if share is None:
                 continue
-            place = {"x": x(column) - width / 2, "y": above, "width": width, "height": height}
-            canvas.add("rect", **place, class_=f"{panel.class_} dot", fill_opacity=f"{0.04 + 0.5 * share:.2f}")
+            shade, left = f"{0.04 + 0.5 * share:.2f}", x(column) - width / 2
+            class_ = f"{panel.class_} dot"
+            canvas.add("rect", x=left, y=above, width=width, height=height, class_=class_, fill_opacity=shade)
             if width > 13 and height > 9:
                 canvas.text(x(column), above + height / 2 + 4, f"{100 * share:.0f}", "middle", "label faint")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,10 +70,9 @@ def read_chances(acceptance: Sequence[float] | Sequence[Sequence[float]] | str |
     Raises:
         ValueError: it is not lists of chances that add up to 1 at most.
     """
-    if isinstance(acceptance, str | Path):
-        acceptance = read_acceptance(acceptance)
-    rows = [row if isinstance(row, Sequence) else None for row in acceptance]
-    chances = [tuple(acceptance)] if None in rows else [tuple(row or ()) for row in rows]
+    given: Sequence[Any] = read_acceptance(acceptance) if isinstance(acceptance, str | Path) else acceptance
+    rows = [row if isinstance(row, Sequence) else None for row in given]
+    chances = [tuple(given)] if None in rows else [tuple(row or ()) for row in rows]
     for row in chances:
         numbers = all(isinstance(p, int | float) and not isinstance(p, bool) and p >= 0 for p in row)
         if not row or not numbers or sum(row) > 1 + ROUNDING:

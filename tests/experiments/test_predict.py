@@ -20,7 +20,9 @@ from specdec.experiments.expected import (
     off,
     predicted,
 )
-from specdec.experiments.predict import measured_terms, words
+from specdec.experiments.methods import Method
+from specdec.experiments.predict import Settings, measured_terms, prediction, words
+from specdec.sampling import SamplingParams
 from specdec.tree.cost import CostCurve
 from specdec.tree.sequoia import choose
 from specdec.tree.static import chain
@@ -62,9 +64,13 @@ def test_the_best_tree_of_a_budget_is_sequoias() -> None:
     trees = {nodes: best_tree(nodes, chances, curve, 0.05, 1, 4) for nodes in range(2, 9)}
     chosen = choose(chances, curve, 8, 4, 0.05)
     best = max((terms.speedup, nodes) for nodes, found in trees.items() if found for terms in [found[1]])
-    assert best == (pytest.approx(chosen.tokens / chosen.cost), len(chosen.paths) + 1)
+    assert best[0] == pytest.approx(chosen.tokens / chosen.cost)
+    assert best[1] == len(chosen.paths) + 1
     assert best_tree(9, ((0.5,),), curve, 0.0, 1, 3) is None  # a chain of 3 levels has 4 nodes at most
-    assert best_tree(4, ((0.5,),), curve, 0.0, 1, 3) == (3, pytest.approx(Terms(1.875, 1.3, 0.0)))
+    chained = best_tree(4, ((0.5,),), curve, 0.0, 1, 3)
+    assert chained is not None
+    assert chained[0] == 3
+    assert chained[1] == pytest.approx(Terms(1.875, 1.3, 0.0))
 
 
 def test_measured_terms_by_hand() -> None:
@@ -144,6 +150,24 @@ def test_a_run_says_what_it_predicted(specdec_run: Any, draft: Any, capsys: pyte
     assert "Predicted speed-up by tree budget" in page.text
     assert "greedy, 2 prompts at once" in page.text
     assert "Predicted/measured" in shown.out
+
+
+def test_cells_of_a_grid_share_a_vector(specdec_run: Any, capsys: Any) -> None:
+    """It is named without the cell."""
+    predict = "predict={acceptance: recycling, curve: 0.02, budgets: [2], batches: [1]}"
+    code, directory = specdec_run("drafter=recycling", "data.limit=2", "grid=[{batch: [1, 2]}]", predict)
+    assert code == 0, capsys.readouterr().err
+    summary = json.loads((directory / "summary.json").read_text())
+    families = {entry["cell"]["family"] for entry in summary["methods"]}
+    assert families == {"none", "recycling"}
+    assert len(summary["methods"]) == 4
+    assert summary["prediction"]["source"] == "recycling"
+
+
+def test_nothing_can_be_predicted_by_what_drafted_nothing() -> None:
+    method = Method("shy", {}, None, {}, SamplingParams(), "none")
+    row = {"method": "shy", "question_id": 1, "accept_lengths": [1], "children": [[0]], "ranks": [[]]}
+    assert prediction(Settings(acceptance="shy"), [method], {}, [{}], [row]) is None
 
 
 @pytest.mark.parametrize(
