@@ -134,7 +134,7 @@ def test_all_cases_are_known_slow_ones_too(page: ModuleType, monkeypatch: pytest
 
 def test_no_table_without_proofs_and_costs(page: ModuleType) -> None:
     proofs = page.read_proofs()
-    counted = page.read("proofs")["proofs"]
+    counted = page.read("proofs")
     with pytest.raises(SystemExit, match=r"block: proofs.yaml must have every rule"):
         page.tables({name: about for name, about in proofs.items() if name != "block"}, counted, None, None)
     less = {proof: about for proof, about in counted.items() if proof != "test_exact.py::test_coupled"}
@@ -157,7 +157,7 @@ def test_costs_and_lengths_are_shown(page: ModuleType) -> None:
     means = {"block": 2.5, "rejection": 2.0}
     row = {"drafts": "chain", "rule": "block", "mean_accepted_length": means, "ratio": 1.25, "low": 1.2, "high": 1.3}
     lengths = {"rows": [row], "provenance": {"config": settings, **about}}
-    made = page.tables(page.read_proofs(), page.read("proofs")["proofs"], costs, lengths)
+    made = page.tables(page.read_proofs(), page.read("proofs"), costs, lengths)
     assert made.count("| at most 1.2 % of a verify pass |") == len(registry.names("acceptance"))
     assert "| rule, tree, children | V = 32,000, batch 1 | V = 131,072, batch 1 |" in made
     assert "| block, chain, drawn | 2.5, 1.2 % | 2.5, 1.2 % |" in made
