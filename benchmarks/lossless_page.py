@@ -51,13 +51,16 @@ def write(files: Sequence[Path]) -> None:
     """Count, if there are results, and write the page.
 
     Raises:
-        SystemExit: a proof is missing, failed or was skipped.
+        SystemExit: a proof is missing, failed or was skipped; or the page has no marks.
     """
     proofs = read_proofs()
     if files:
         counted = count(proofs, collect(), read_cases(files))
         (RESULTS / "proofs.json").write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    page = PAGE.read_text(encoding="utf-8")
+    if not re.search(f"{BEGIN}.*{END}", page, re.DOTALL):
+        raise SystemExit(f"{PAGE} has no place for the tables; put these two lines there:\n{BEGIN}\n{END}")
+    before, _, rest = page.partition(BEGIN)
     PAGE.write_text(before + between_marks(proofs) + rest.partition(END)[2], encoding="utf-8")
 
 

@@ -132,6 +132,20 @@ def test_all_cases_are_known_slow_ones_too(page: ModuleType, monkeypatch: pytest
 # --- the tables
 
 
+def test_only_what_is_between_the_marks_is_written(
+    page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "page.md"
+    monkeypatch.setattr(page, "PAGE", file)
+    file.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    page.write([])
+    assert file.read_text() == f"before\n{page.between_marks(page.read_proofs())}\nafter\n"
+    file.write_text(f"before\n{page.BEGIN}\nafter\n")
+    with pytest.raises(SystemExit, match="has no place for the tables"):
+        page.write([])
+    assert file.read_text() == f"before\n{page.BEGIN}\nafter\n"
+
+
 def test_no_table_without_proofs_and_costs(page: ModuleType) -> None:
     proofs = page.read_proofs()
     counted = page.read("proofs")
