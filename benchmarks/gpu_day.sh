@@ -49,5 +49,6 @@ $right || {
 part "tree attention against its rivals" kernels.log bench kernels minutes="${KERNEL_MINUTES:-12}" output="$out/kernels.json"
 part "small operations" ops.log bench ops minutes=2 output="$out/ops.json"
 part "steps of an 8B shape" step.log bench step output="$out/step.json"
+part "what the machine gives" machine.log bench machine output="$out/machine.json"
 part "the loop" loop.log python benchmarks/loop.py --output "$out/loop.json"
 part "the loop, captured" loop_captured.log python benchmarks/loop.py --compile --output "$out/loop_captured.json"

@@ -56,7 +56,7 @@ def roofline_of(config: RunConfig, bench: Bench, questions: Questions, machine: 
     for method in (m for m in config.methods if m.backend is None):
         kind = json.dumps([method.drafter, method.tree], sort_keys=True)
         if kind not in found:
-            engine = bench.make(method)
+            engine = bench.make(method, None if config.exact else "naive")
             tell_reference(engine.drafter, prompt)
             found[kind] = drafter_reads(engine, prompt, tokens, method.sampling)
         if (reads := found[kind]) is not None:

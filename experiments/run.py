@@ -91,6 +91,7 @@ def _write(
     warm_up(bench, questions.items, config.measure.warmup_tokens)
     bandwidth = machine.peak_bandwidth(bench.device)
     roofs = machine_of(config, bench, directory)
+    held = None if roofs is None else roofline_of(config, bench, questions, roofs)
     if config.stream and not records.resumed:
         shown = next(method for method in reversed(config.methods) if not method.is_again and method.backend is None)
         display.show_stream(console, bench, shown, questions.items[0].turns[0], config.stream)
@@ -99,7 +100,7 @@ def _write(
     for file in trace_run(config, bench, questions.items[0], records, directory) if config.trace else []:
         console.print(f"Trace: {file}", highlight=False, soft_wrap=True)
     theirs = _transformers(config, bench, questions, directory, console) if config.transformers_batch else None
-    summary = _summary(config, bench, questions, records, bandwidth, roofs, total) | {"transformers": theirs}
+    summary = _summary(config, bench, questions, records, bandwidth, roofs, held, total) | {"transformers": theirs}
     write_text(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     vectors = write_vectors(directory, config.target["name"], summary["methods"], list(records.finished.values()))
     write_answers(directory / "answers", config.target["name"], list(records.finished.values()))
@@ -162,6 +163,7 @@ def _summary(
     records: Records,
     bandwidth: float,
     roofs: Machine | None,
+    held: roofline.Roofline | None,
     total: int,
 ) -> dict[str, Any]:
     rows = list(records.finished.values())
@@ -174,7 +176,6 @@ def _summary(
     if cut:
         notes.append(f"prompts longer than the target's positions were cut from the left: {len(cut)}")
     notes += [f"{m.name}: {m.draft.note}" for m in config.methods if m.draft and m.draft.note]
-    held = None if roofs is None else roofline_of(config, bench, questions, roofs)
     seed, allowed = config.measure.seed, config.allow_targets
     methods = summarise(config.methods, rows, bench.cost, bandwidth, allowed, seed, held)
     expected = prediction(config.predict, config.methods, bench.shapes, methods, rows) if config.predict else None

@@ -76,10 +76,12 @@ class _Watched:
 def drafter_reads(engine: Engine, prompt: Sequence[int], tokens: int, sampling: SamplingParams) -> Reads | None:
     """What its drafter reads in a step, on average over `tokens` new tokens of one text; None for one without weights.
 
-    The engine is one of its own, which serves nothing else meanwhile; the step runs as it is, in no graph.
+    Args:
+        engine: one of its own, which serves nothing else; its step runs as it is, in no graph. Attention through
+            FlexAttention cannot be counted in, and reads no weights whichever way it is done.
     """
-    owners = (engine.drafter, engine.target.model)
-    counter = Counter({address for owner in owners for w in weights_of(owner) for address in addresses(w)})
+    held = [*weights_of(engine.drafter), *weights_of(engine.target.model)]
+    counter = Counter({address for weight in held for address in addresses(weight)})
     drafter: Any = _Watched(engine.drafter, counter)
     stats = DecodingStats()
     run = Step(engine.target, drafter, engine.rule, 1, len(prompt) + tokens)
@@ -90,21 +92,21 @@ def drafter_reads(engine: Engine, prompt: Sequence[int], tokens: int, sampling: 
     return Reads(counter.bytes / stats.forwards, counter.flops / stats.forwards)
 
 
-def weights_of(owner: object, deep: int = 4) -> Iterator[Tensor]:
-    """Parameters, buffers and other tensors that an object holds, also in the objects that it holds."""
+def weights_of(owner: object, package: str = "", deep: int = 4) -> Iterator[Tensor]:
+    """Parameters, buffers and other tensors that an object holds, also in the objects of its package that it holds."""
+    package = package or type(owner).__module__.partition(".")[0]
     if isinstance(owner, Tensor):
         yield owner
     elif isinstance(owner, nn.Module):
         yield from owner.parameters()
         yield from owner.buffers()
-        yield from (value for value in vars(owner).values() if isinstance(value, Tensor))
-    elif isinstance(owner, list | tuple):
-        for part in owner:
-            yield from weights_of(part, deep)
-    elif isinstance(owner, Mapping):
-        yield from weights_of(list(owner.values()), deep)
-    elif deep and type(owner).__module__.startswith("specdec."):
-        yield from weights_of(list(getattr(owner, "__dict__", {}).values()), deep - 1)
+        yield from (x for module in owner.modules() for x in vars(module).values() if isinstance(x, Tensor))
+    elif isinstance(owner, Mapping | list | tuple):
+        for part in owner.values() if isinstance(owner, Mapping) else owner:
+            yield from weights_of(part, package, deep)
+    elif deep and type(owner).__module__.partition(".")[0] in (package, "specdec"):
+        for part in getattr(owner, "__dict__", {}).values():
+            yield from weights_of(part, package, deep - 1)
 
 
 def addresses(tensor: object) -> list[int]:

@@ -27,7 +27,7 @@ class Bench:
 
     Attributes:
         engines: by method name, baselines before their methods.
-        make: a new engine of a method, which has seen nothing.
+        make: a new engine of a method, which has seen nothing; with an attention backend's name, over that one.
         others: engines that are not ours, by method name; see `close`.
     """
 
@@ -36,7 +36,7 @@ class Bench:
     methods: tuple[Method, ...]
     engines: dict[str, Engine]
     cost: TargetCost
-    make: Callable[[Method], Engine]
+    make: Callable[..., Engine]
     others: dict[str, Opened] = field(default_factory=dict)
 
     @property
@@ -101,14 +101,14 @@ def build(config: RunConfig) -> Bench:
     tokenizer = loading.load_tokenizer(config.target["name"], bool(config.target.get("trust_remote_code", False)))
     loaded: dict[str, PreTrainedModel] = {}
 
-    def make(method: Method) -> Engine:
+    def make(method: Method, attention: str | None = None) -> Engine:
         try:
             return Engine(
                 model,
                 _with_models(method.drafter, loaded),
                 method.tree,
                 method.acceptance,
-                backend=config.backend,
+                backend=attention or config.backend,
                 exact=config.exact,
                 allow_targets=config.allow_targets,
             )

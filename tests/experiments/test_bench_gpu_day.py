@@ -40,11 +40,11 @@ def run(folder: Path, fails: str = "nothing", sanitizer: bool = True) -> tuple[i
 
 
 def kinds(calls: list[list[str]]) -> list[str]:
-    names = ("compute-sanitizer", "pytest", "kernels", "ops", "step", "benchmarks/loop.py")
+    names = ("compute-sanitizer", "pytest", "kernels", "ops", "step", "machine", "benchmarks/loop.py")
     return [next(name for name in names if name in call) for call in calls]
 
 
-TIMED = ["kernels", "ops", "step", "benchmarks/loop.py", "benchmarks/loop.py"]
+TIMED = ["kernels", "ops", "step", "machine", "benchmarks/loop.py", "benchmarks/loop.py"]
 
 
 def test_tests_come_first_and_a_part_that_fails_stops_no_other(tmp_path: Path) -> None:

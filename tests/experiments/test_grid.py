@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 
 from specdec import registry
-from specdec.experiments import grid
+from specdec.experiments import grid, measure
+from specdec.experiments.cli import main
 from specdec.experiments.config import Measure
 from specdec.experiments.context import to_length
 from specdec.experiments.data import Question
 from specdec.experiments.grid import Place, read_grid, sized
 from specdec.experiments.measure import plan
 from specdec.experiments.methods import make_methods
+from specdec.experiments.records import key_of
+from specdec.experiments.report import curves
+from specdec.experiments.report.shown import Shown
 
 from .conftest import POSITIONS, QUESTIONS, read_rows
 
@@ -269,3 +273,65 @@ def test_a_run_of_all_axes(specdec_run, draft, capsys):
     assert 'id="plot-roofline-title"' in page
     assert "20 tokens of context" in page
     assert "3 prompts at once" in page
+
+
+def test_a_grid_goes_on_where_it_was_and_can_be_repeated(specdec_run, monkeypatch, capsys):
+    """What is left of a kill in a cell is served again, and no request twice; texts come out the same once more."""
+    served, run_cell = [], measure.run_cell
+
+    def stop_at_the_fourth(*args):
+        if len(served) == 4:
+            raise KeyboardInterrupt
+        served.append(args)
+        return run_cell(*args)
+
+    monkeypatch.setattr(measure, "run_cell", stop_at_the_fourth)
+    code, folder = specdec_run("drafter=ngram", "grid=[{batch: [1, 3], context: [9]}]", "machine=measure")
+    assert code == 130
+    before, machine = read_rows(folder / "requests.jsonl"), (folder / "machine.json").read_text()
+    monkeypatch.setattr(measure, "run_cell", run_cell)
+    assert main(["run", "resume=result"]) == 0, capsys.readouterr().err
+    rows = read_rows(folder / "requests.jsonl")
+    assert rows[: len(before)] == before
+    assert len({key_of(row) for row in rows}) == len(rows) == 4 * sum(len(q["turns"]) for q in QUESTIONS)
+    assert {row["prompt_tokens"] for row in rows} == {9}
+    assert (folder / "machine.json").read_text() == machine, "a run is held against what it began with"
+    assert main(["run", "from=result", "hydra.run.dir=again"]) == 0, capsys.readouterr().err
+
+
+# --- curves
+
+
+def shown(family: str, seconds: float, ratio: float | None = None, **cell: Any) -> Shown:
+    place = Place(family, **{"batch": 1, **cell})
+    speedup = None if ratio is None else {"ratio": ratio, "low": ratio / 2, "high": 2 * ratio, "label": ""}
+    tpot = {"p20": seconds / 2, "p50": seconds, "p80": 2 * seconds, "p99": 3 * seconds}
+    entry = {
+        "name": place.name,
+        "cell": place.about,
+        "metrics": {"tpot": tpot},
+        "speedup": speedup,
+        "baseline": "none_b1",
+    }
+    return Shown(name=place.name, class_="m0", marker=1, entry=entry, tpots=[], step_seconds=None)
+
+
+def test_a_curve_is_a_method_whose_cells_differ_along_one_axis():
+    cells = [shown("a", 1, batch=b, nodes=n) for b in (4, 1) for n in (8, 2)]
+    cells += [shown("a", 1, batch=9), shown("b", 1, nodes=2), shown("b", 1, nodes=8), shown("b", 1, nodes=4, context=7)]
+    along = {c.name: [value for value, _ in c.points] for c in curves.curves(cells, "batch")}
+    assert along == {"a n2": [1, 4], "a n8": [1, 4]}
+    along = {c.name: [value for value, _ in c.points] for c in curves.curves(cells, "nodes")}
+    assert along == {"a b1": [2, 8], "a b4": [2, 8], "b": [2, 8]}
+    assert curves.curves(cells, "context") == []
+    assert curves.times(cells, "context") is None
+
+
+def test_curves_say_what_they_show():
+    cells = [shown("a", 0.002, 1.5, batch=1), shown("a", 0.004, 0.5, batch=8)]
+    times, speedups = curves.times(cells, "batch"), curves.speedups(cells, "batch")
+    assert times is not None
+    assert "a at 1: 2.00, 8: 4.00." in times
+    assert speedups is not None
+    assert "a at 1: 1.50×, 8: 0.50×." in speedups
+    assert curves.speedups([shown("none", 1, batch=1), shown("none", 1, batch=2)], "batch") is None

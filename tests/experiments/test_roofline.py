@@ -18,7 +18,7 @@ from specdec.experiments.report.roofline_plot import roofline as draw
 from specdec.experiments.report.shown import Shown
 from specdec.experiments.report.svg import LogAxis
 from specdec.experiments.roofline import Roofline, attention_flops, contexts, rows_of
-from specdec.experiments.weight_reads import Reads, drafter_reads
+from specdec.experiments.weight_reads import Reads, drafter_reads, weights_of
 from specdec.metrics import DecodingStats, TargetCost
 from specdec.request_stats import RequestStats
 from specdec.sampling import SamplingParams
@@ -129,6 +129,32 @@ def test_a_draft_model_is_read_once_a_level(length: int) -> None:
     assert found is not None
     assert found.bytes == length * matrices(draft) * 4
     assert found.flops == length * matrices(draft) * 2
+
+
+@pytest.mark.parametrize("attention", ["packed", "sdpa", "naive"])
+def test_layers_of_the_target_that_draft_are_read(attention: str) -> None:
+    """Of three layers the first drafts, before the head; a level is a pass, and so is each later token's."""
+    target = make_model(num_hidden_layers=3)
+    spec: dict[str, Any] = {"_target_": "specdec.drafters.early_exit.EarlyExit", "skip": [1, 2]}
+    spec["tree"] = {"_target_": "specdec.tree.static.chain", "length": 2}
+    found = drafter_reads(Engine(target, spec, None, "coupled", backend=attention), [5, 6, 7], 2, SamplingParams())
+    layer = sum(p.numel() for p in target.model.layers[0].parameters() if p.dim() == 2)
+    weights = layer + target.lm_head.weight.numel()
+    assert found == Reads(bytes=2 * weights * target.dtype.itemsize, flops=2 * weights * 2)
+
+
+def test_a_drafter_of_a_plug_in_is_looked_into() -> None:
+    """Its class is not of specdec, and holds its weights in an object of its own package."""
+
+    class Inner:
+        def __init__(self) -> None:
+            self.weights = [torch.ones(3, 4), {"more": torch.ones(2)}]
+
+    class Mine:
+        def __init__(self) -> None:
+            self.inner, self.other = Inner(), Path()
+
+    assert [w.numel() for w in weights_of(Mine())] == [12, 2]
 
 
 def test_heads_are_read_with_the_targets_head() -> None:
