@@ -106,9 +106,12 @@ def yaml_name(kind: str, spec: Mapping[str, Any]) -> str:
 def instantiate(spec: Mapping[str, Any], allow_targets: Collection[str] = (), what: str = "config") -> Any:
     """Call a mapping's `_target_` with its other keys; mappings inside that have one are made first."""
     function, arguments = bind(spec, allow_targets, what)
+    texts = _texts(function)
     for key, value in arguments.items():
         if isinstance(value, Mapping) and "_target_" in value:
             arguments[key] = instantiate(value, allow_targets, f"{what}.{key}")
+        elif key in texts:
+            continue
         elif key == "tree" and isinstance(value, str):
             arguments[key] = build("tree", value, allow_targets=allow_targets)
         elif key == "drafter" and isinstance(value, str):
@@ -120,7 +123,11 @@ def instantiate(spec: Mapping[str, Any], allow_targets: Collection[str] = (), wh
 
 def check(spec: Mapping[str, Any], allow_targets: Collection[str] = (), what: str = "config") -> None:
     """Raise the ValueErrors of `instantiate` about names and keys, here and inside, without calling anything."""
-    for key, value in bind(spec, allow_targets, what)[1].items():
+    function, arguments = bind(spec, allow_targets, what)
+    texts = _texts(function)
+    for key, value in arguments.items():
+        if key in texts:
+            continue
         if key == "tree" and isinstance(value, str):
             value = read_yaml("tree", value) if "." not in value else {"_target_": value}
         if isinstance(value, Mapping) and "_target_" in value:
@@ -186,6 +193,11 @@ def _typed(key: str, value: Any, hint: Any, what: str) -> Any:
     if isinstance(value, str) and loaders:
         return {"_target_": f"specdec.loading.{loaders[0]}", "name": value}
     raise ValueError(f"setting {key!r} of {what} is {value!r}; expected {words(hint)}")
+
+
+def _texts(function: Any) -> set[str]:
+    """Settings that are text, whatever they are called: a name among them stands for no part."""
+    return {key for key, hint in hints_of(function).items() if hint is str}
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter] | None:

@@ -45,7 +45,8 @@ def test_a_head_is_trained_and_drafts(overrides, target, tmp_path, capsys):
     assert [row["step"] for row in history] == [2, 4]
     assert all(row["mean_accepted_length"] >= 1 for row in history)
     card = (folder / "README.md").read_text()
-    for fact in ("drafter=medusa", "heads 3", "4 steps of 4 sequences", "loss | lk", "a.txt", "training.loss=lk"):
+    use = "specdec run drafter=medusa drafter.head=FOLDER"
+    for fact in (use, "heads 3", "4 steps of 4 sequences", "loss | lk", "a.txt", "training.loss=lk"):
         assert fact in card
     assert f"{history[-1]['mean_accepted_length']:.4f} tokens a step" in card
     provenance = json.loads((folder / "provenance.json").read_text())
