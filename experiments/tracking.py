@@ -12,28 +12,27 @@ from specdec.experiments.trackers.base import Guarded
 
 
 def track_request(tracker: Guarded, row: Row, step: int) -> None:
-    """A request's own numbers, under its method's name."""
+    """A request's own numbers, and how its accepted lengths are spread, under its method's name."""
     values = {"tpot": row["tpot"], "ttft": row["ttft"], "seconds": row["seconds"], "new_tokens": row["new_tokens"]}
     if row["steps"]:
         values["mean_accepted_length"] = sum(row["accept_lengths"]) / row["steps"]
     tracker.log({f"{row['method']}/{name}": value for name, value in values.items()}, step)
+    tracker.histogram(f"{row['method']}/accept_lengths", row["accept_lengths"], step)
 
 
 def track_summary(tracker: Guarded, summary: Mapping[str, Any], rows: Sequence[Row], directory: Path) -> None:
-    """The leaderboard, how accept lengths and times are spread, figures, the report, and every metric."""
+    """The leaderboard, how accept lengths and times are spread, figures, the run's directory, and every metric."""
     tracker.table("leaderboard", *leaderboard(summary))
     for entry in summary["methods"]:
         own = [row for row in rows if row["method"] == entry["name"]]
-        tracker.histogram(f"{entry['name']}/accept_lengths", [n for row in own for n in row["accept_lengths"]])
-        tracker.histogram(f"{entry['name']}/tpot", [row["tpot"] for row in own])
+        tracker.histogram(f"{entry['name']}/accept_lengths_all", [n for row in own for n in row["accept_lengths"]])
+        tracker.histogram(f"{entry['name']}/tpot_all", [row["tpot"] for row in own])
     if tracker.wants_images:
         from specdec.experiments.figures import draw
 
         for name, file in draw(summary, directory / "figures").items():
             tracker.image(name, file)
-    for name in ("report.html", "summary.json"):
-        if (directory / name).exists():
-            tracker.artifact(name.replace(".", "-"), directory / name)
+    tracker.artifact("run", directory)
     tracker.finish(flatten(summary))
 
 

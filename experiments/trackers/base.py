@@ -26,14 +26,14 @@ class Tracker(Protocol):
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table, as the leaderboard."""
 
-    def histogram(self, name: str, values: Sequence[float]) -> None:
-        """How values are spread."""
+    def histogram(self, name: str, values: Sequence[float], step: int | None = None) -> None:
+        """How values are spread: those of request number `step`, or of all."""
 
     def image(self, name: str, file: Path) -> None:
         """A figure, as a PNG file."""
 
-    def artifact(self, name: str, file: Path) -> None:
-        """A file to be kept with the run."""
+    def artifact(self, name: str, path: Path) -> None:
+        """A file, or a folder with all in it, to be kept with the run."""
 
     def finish(self, summary: Mapping[str, float]) -> None:
         """The run has ended with these numbers."""
@@ -56,7 +56,7 @@ class Guarded:
                 return
             try:
                 getattr(self._tracker, name)(*args, **kwargs)
-            except Exception as error:  # whatever it is, the measurements are worth more
+            except (Exception, SystemExit) as error:  # whatever it is, the measurements are worth more
                 told = " ".join(str(error).split()) or type(error).__name__
                 who = type(self._tracker).__name__.lower()
                 print(f"specdec: tracker {who} failed in {name} and is left out from here on: {told}", file=sys.stderr)

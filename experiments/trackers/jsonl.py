@@ -26,20 +26,20 @@ class Jsonl:
         """One line."""
         self._write("table", name=name, columns=columns, rows=rows)
 
-    def histogram(self, name: str, values: Sequence[float]) -> None:
+    def histogram(self, name: str, values: Sequence[float], step: int | None = None) -> None:
         """The values themselves are in requests.jsonl; here are their counts."""
         counts: dict[float, int] = {}
         for value in values:
             counts[value] = counts.get(value, 0) + 1
-        self._write("histogram", name=name, counts=sorted(counts.items()))
+        self._write("histogram", name=name, step=step, counts=sorted(counts.items()))
 
     def image(self, name: str, file: Path) -> None:
         """The file's name."""
         self._write("image", name=name, file=file.name)
 
-    def artifact(self, name: str, file: Path) -> None:
-        """The file's name."""
-        self._write("artifact", name=name, file=file.name)
+    def artifact(self, name: str, path: Path) -> None:
+        """Its name."""
+        self._write("artifact", name=name, path=path.name)
 
     def finish(self, summary: Mapping[str, float]) -> None:
         """One line."""

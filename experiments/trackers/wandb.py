@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
+from specdec.experiments.sweep import is_sweep
+
 MODES = ("offline", "online", "disabled")
 
 
@@ -15,7 +17,8 @@ class Wandb:
     """See `trackers.base.Tracker`.
 
     Args:
-        project, entity, group, tags: as for `wandb.init`.
+        project, entity, group, tags: as for `wandb.init`. Without a group, the cells of a sweep are one, called by the
+            sweep's folder.
         mode: offline, online or disabled.
 
     Raises:
@@ -38,7 +41,9 @@ class Wandb:
         self._settings: dict[str, Any] = {"project": project, "entity": entity, "group": group, "tags": list(tags)}
 
     def start(self, directory: Path, name: str, config: Mapping[str, Any]) -> None:
-        """Files go to `directory`/wandb. A resumed run is the same run, by its id."""
+        """Files go to `directory`/wandb, from where `wandb sync` uploads them. A resumed run is the same run, by its
+        id; a cell of a sweep is called by its folder.
+        """
         try:
             import wandb
         except ImportError:
@@ -48,15 +53,17 @@ class Wandb:
         identity = directory / "wandb-run-id.txt"
         if not identity.exists():
             identity.write_text(uuid4().hex[:8])
+        place = directory.resolve()
+        cell = is_sweep(place.parent)
         self._run = wandb.init(
             dir=str(directory),
-            name=name,
+            name=place.name if cell else name,
             config=dict(config),
             mode=self._mode,
             id=identity.read_text().strip(),
             resume="allow" if self._mode == "online" else None,
             settings=wandb.Settings(console="off", x_disable_stats=True),
-            **self._settings,
+            **(self._settings | ({"group": place.parent.name} if cell and self._settings["group"] is None else {})),
         )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -67,19 +74,22 @@ class Wandb:
         """A wandb Table."""
         self._run.log({name: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
-    def histogram(self, name: str, values: Sequence[float]) -> None:
-        """A wandb Histogram."""
+    def histogram(self, name: str, values: Sequence[float], step: int | None = None) -> None:
+        """A wandb Histogram: over requests, those with a step."""
         if values:
-            self._run.log({name: self._wandb.Histogram(list(values))})
+            self._run.log({name: self._wandb.Histogram(list(values))}, step=step)
 
     def image(self, name: str, file: Path) -> None:
         """A wandb Image."""
         self._run.log({name: self._wandb.Image(str(file))})
 
-    def artifact(self, name: str, file: Path) -> None:
-        """A wandb Artifact of type result."""
+    def artifact(self, name: str, path: Path) -> None:
+        """A wandb Artifact of type result. wandb's own files in a folder, and hidden ones, stay out."""
         artifact = self._wandb.Artifact(f"{name}-{self._run.id}", type="result")
-        artifact.add_file(str(file))
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            inside = file.relative_to(path).parts if path.is_dir() else (path.name,)
+            if file.is_file() and inside[0] != "wandb" and not inside[-1].startswith("."):
+                artifact.add_file(str(file), name="/".join(inside))
         self._run.log_artifact(artifact)
 
     def finish(self, summary: Mapping[str, float]) -> None:

@@ -7,11 +7,13 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from specdec.experiments.trackers.base import Guarded
+from specdec.experiments.trackers.base import Guarded, Tracker
 from specdec.experiments.trackers.noop import Noop
+from specdec.experiments.tracking import track_request, track_summary
 
 from .conftest import read_rows
 
@@ -28,6 +30,13 @@ def test_jsonl_holds_everything(specdec_run):
     assert [line[0] for line in table["rows"]] == ["none", "ngram"]
     assert rows[-1]["summary"]["ngram/lossless"] == "yes"
     assert rows[-1]["summary"]["ngram/speedup/ratio"] > 0
+    requests = [row for row in read_rows(directory / "requests.jsonl") if row["method"] == "ngram"]
+    spread = [row for row in rows if row["kind"] == "histogram" and row["name"] == "ngram/accept_lengths"]
+    assert len({row["step"] for row in spread}) == len(spread) == len(requests)
+    for found, request in zip(spread, requests):
+        assert [n for n, count in found["counts"] for _ in range(count)] == sorted(request["accept_lengths"])
+    (pooled,) = (row for row in rows if row.get("name") == "ngram/accept_lengths_all")
+    assert sum(count for _, count in pooled["counts"]) == sum(request["steps"] for request in requests)
 
 
 def records(log: bytes) -> Iterator[bytes]:
@@ -46,41 +55,75 @@ def records(log: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-def test_wandb_offline_can_be_read_back(specdec_run, monkeypatch):
+def read_back(directory: Path) -> dict[str, Any]:
+    """What an offline run of wandb wrote, which is what `wandb sync` uploads."""
     wandb = pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    code, directory = specdec_run("drafter=ngram", "tracker=wandb")
-    assert code == 0
     wandb.teardown()  # as at the end of a process: what is buffered is written
     (file,) = (directory / "wandb").glob("offline-run-*/run-*.wandb")
-    config, summary, history, artifacts = {}, {}, [], []
+    found: dict[str, Any] = {"run": None, "config": {}, "summary": {}, "history": [], "artifacts": [], "exit": None}
     for data in records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "run":
-            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            found["run"] = record.run
+            found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         elif kind == "config":
-            config |= {item.key: json.loads(item.value_json) for item in record.config.update}
+            found["config"] |= {item.key: json.loads(item.value_json) for item in record.config.update}
         elif kind == "summary":
-            summary |= {item.key or "/".join(item.nested_key): item.value_json for item in record.summary.update}
+            update = record.summary.update
+            found["summary"] |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in update}
         elif kind == "history":
-            history.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+            items = record.history.item
+            found["history"].append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})
         elif kind == "artifact":
-            artifacts.append(record.artifact.name)
-    logged = {key for row in history for key in row}
-    assert config["name"] == "run"
+            found["artifacts"].append(record.artifact)
+        elif kind == "exit":
+            found["exit"] = record.exit.exit_code
+    return found
+
+
+def test_wandb_offline_can_be_read_back(specdec_run, monkeypatch):
+    """Config, curves, histograms per request, the leaderboard, figures, the run's directory and the summary."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)  # offline without being told
+    code, directory = specdec_run("drafter=ngram", "tracker=wandb")
+    assert code == 0
+    found = read_back(directory)
+    assert found["config"]["name"] == "run"
+    assert found["config"]["measure"]["max_new_tokens"] == 8
+    assert found["exit"] == 0
+    logged = {key for row in found["history"] for key in row}
     assert {"none/tpot", "ngram/tpot", "ngram/mean_accepted_length"} <= logged
-    media = {key.removesuffix("/_type"): row[key] for row in history for key in row if key.endswith("/_type")}
+    media = {k.removesuffix("/_type"): row[k] for row in found["history"] for k in row if k.endswith("/_type")}
     assert media["leaderboard"] == "table-file"
-    assert media["ngram/accept_lengths"] == "histogram"
-    assert media["speedup"] == "image-file"
-    assert json.loads(summary["ngram/lossless"]) == "yes"
-    assert any(name.startswith("report-html") for name in artifacts)
+    assert media["ngram/accept_lengths"] == media["ngram/accept_lengths_all"] == "histogram"
+    assert media["speedup"] == media["acceptance_by_depth"] == "image-file"
+    requests = [row for row in read_rows(directory / "requests.jsonl") if row["method"] == "ngram" and row["steps"]]
+    spread = [row for row in found["history"] if "ngram/accept_lengths/values" in row]
+    assert [sum(row["ngram/accept_lengths/values"]) for row in spread] == [row["steps"] for row in requests]
+    assert [row["ngram/mean_accepted_length"] for row in spread] == pytest.approx(
+        [sum(row["accept_lengths"]) / row["steps"] for row in requests]
+    )
+    assert found["summary"]["ngram/lossless"] == "yes"
+    (artifact,) = (artifact for artifact in found["artifacts"] if artifact.type == "result")
+    names = {entry.path for entry in artifact.manifest.contents}
+    kept = "config.yaml provenance.json requests.jsonl steps.jsonl summary.json report.html answers/ngram.jsonl"
+    assert set(kept.split()) <= names
+    assert not {name for name in names if name.startswith(("wandb/", "."))}
     (table,) = (directory / "wandb").glob("offline-run-*/files/media/table/leaderboard*.json")
     assert [row[0] for row in json.loads(table.read_text())["data"]] == ["none", "ngram"]
+    assert found["run"].run_group == ""
+
+
+def test_the_cells_of_a_sweep_are_a_group(specdec_run, tmp_path):
+    folder = tmp_path / "sweeps" / "lengths"
+    assert specdec_run("-m", "drafter=ngram", "tracker=wandb", "data.limit=1", f"hydra.sweep.dir={folder}")[0] == 0
+    (cell,) = (path for path in folder.iterdir() if path.is_dir())
+    run = read_back(cell)["run"]
+    assert run.run_group == "lengths"
+    assert run.display_name == cell.name
 
 
 def test_a_missing_wandb_is_one_line(specdec_run, monkeypatch, capsys):
@@ -90,6 +133,39 @@ def test_a_missing_wandb_is_one_line(specdec_run, monkeypatch, capsys):
     assert (directory / "summary.json").exists()
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert 'pip install "specdec[experiments]"' in line
+
+
+PHASES = ("draft", "verify", "accept", "commit", "host")
+CALLS = [name for name in vars(Tracker) if not name.startswith("_") and name != "wants_images"]
+
+
+@pytest.mark.parametrize("error", [OSError("no\nroom"), SystemExit(1)], ids=["error", "exit"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_tracker_that_fails_at_any_call_stops_nothing(call: str, error: BaseException, monkeypatch, tmp_path, capsys):
+    """Through all that a run and a training give a tracker, with each of its calls failing."""
+    called = []
+
+    class Counting(Noop):
+        wants_images = True
+
+    def fail(*_: object) -> None:
+        called.append(call)
+        raise error
+
+    monkeypatch.setattr(Counting, call, fail)
+    row = {"method": "ngram", "tpot": 1.0, "ttft": 1.0, "seconds": 1.0, "new_tokens": 2, "steps": 1}
+    row["accept_lengths"] = [2]
+    rates = {"acceptance_by_depth": {"unconditional": [0.5]}, "phase_share": dict.fromkeys(PHASES, 0.2)}
+    entry = {"name": "ngram", "lossless": {"verdict": "yes"}, "baseline": "none", "requests": 1}
+    entry |= {"speedup": {"ratio": 1.0, "low": None, "high": None, "label": "", "noise": None}}
+    entry |= {"metrics": {**rates, "mean_accepted_length_pooled": 2.0, "tokens_per_second": 1.0}}
+    tracker = Guarded(Counting())
+    tracker.start(tmp_path, "name", {})
+    track_request(tracker, row, 1)
+    track_summary(tracker, {"methods": [entry]}, [row], tmp_path)
+    assert called == [call]
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"tracker counting failed in {call} and is left out" in line
 
 
 def test_a_failing_tracker_is_told_of_once(capsys):
