@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 import sys
@@ -58,8 +59,7 @@ def records(log: bytes) -> Iterator[bytes]:
 def read_back(directory: Path) -> dict[str, Any]:
     """What an offline run of wandb wrote, which is what `wandb sync` uploads."""
     wandb = pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-
+    wandb_internal_pb2: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     wandb.teardown()  # as at the end of a process: what is buffered is written
     (file,) = (directory / "wandb").glob("offline-run-*/run-*.wandb")
     found: dict[str, Any] = {"run": None, "config": {}, "summary": {}, "history": [], "artifacts": [], "exit": None}
