@@ -215,10 +215,11 @@ def _cost_table(costs: Json) -> list[str]:
     rows, settings = costs["rows"], costs["provenance"]["config"]
     columns = sorted({(row["vocab"], row["batch"]) for row in rows})
     cells = {(row["rule"], row["vocab"], row["batch"]): row for row in rows}
+    rounds = [row["rounds"] for row in rows]
     about = (
         f"Cost: milliseconds a step with {settings['nodes']} nodes a sequence, and the share of one verify pass of as "
-        "many nodes by a 1B shape in bfloat16, by turns on the same machine; medians of `specdec bench rules`, "
-        f"{_machine(costs['provenance'])}:"
+        "many nodes by a 1B shape in bfloat16, by turns on the same machine; medians of "
+        f"{min(rounds)} to {max(rounds)} rounds of `specdec bench rules`, {_machine(costs['provenance'])}:"
     )
     lines = [
         *_wrapped(about),
