@@ -59,6 +59,8 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     tracker = Guarded(registry.instantiate(config.tracker, config.allow_targets, "tracker"))
     if (earlier := look_into(directory, raw)) is not None:
         console.print(f"{directory} is finished already: nothing to run")
+        if not (directory / "report.html").exists():  # stopped before it was written
+            write_report(directory)
         return earlier
     grid.check_counts([method.place for method in config.methods], len(questions.items))
     given_machine(config)
@@ -101,15 +103,16 @@ def _write(
         console.print(f"Trace: {file}", highlight=False, soft_wrap=True)
     theirs = _transformers(config, bench, questions, directory, console) if config.transformers_batch else None
     summary = _summary(config, bench, questions, records, bandwidth, roofs, held, total) | {"transformers": theirs}
-    write_text(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     vectors = write_vectors(directory, config.target["name"], summary["methods"], list(records.finished.values()))
     write_answers(directory / "answers", config.target["name"], list(records.finished.values()))
+    board = write_leaderboard(directory, summary) if is_compared(summary) else None
+    write_text(directory / "summary.json", json.dumps(summary, indent=1) + "\n")  # a run that has it is finished
     display.show_table(console, summary)
     if roofs is not None:
         show_roofline(console, summary)
-    if is_compared(summary):
+    if board is not None:
         show_leaderboard(console, summary)
-        console.print(f"Leaderboard: {write_leaderboard(directory, summary)}", highlight=False, soft_wrap=True)
+        console.print(f"Leaderboard: {board}", highlight=False, soft_wrap=True)
     elif says_more(summary):
         show_acceptance(console, summary)
         console.print(f"For tree=sequoia: {vectors / 'METHOD.json'}", highlight=False, soft_wrap=True)

@@ -292,6 +292,22 @@ def test_a_run_stopped_before_it_wrote_anything_leaves_no_folder(specdec_run, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_stopped_after_its_summary_lacks_nothing_when_it_goes_on(specdec_run, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("specdec.experiments.run.write_report", stop)
+        code, directory = specdec_run("drafter=ngram", "measure.noise=true", "data.limit=1")
+    assert code == 130
+    assert (directory / "summary.json").exists()
+    assert not (directory / "report.html").exists()
+    assert {path.stem for path in (directory / "answers").iterdir()} == {"none", "ngram", "none_again"}
+    assert (directory / "leaderboard.md").exists()
+    assert main(["run", f"resume={directory}"]) == 0
+    assert (directory / "report.html").exists()
+
+
 def test_a_failed_losslessness_check_is_in_the_exit_status(specdec_run, monkeypatch, capsys):
     """Every text differs by more than rounding; and it does so when the finished run is looked at again."""
     monkeypatch.setattr(
