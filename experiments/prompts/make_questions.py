@@ -67,7 +67,7 @@ def make_training_questions(per_category: int = TRAINING_PER_CATEGORY) -> str:
     rng = random.Random(TRAINING_SEED)
     chosen: list[tuple[str, Candidate]] = []
     for category, make in CATEGORIES.items():
-        candidates = []
+        candidates: list[Candidate] = []
         while len(candidates) < per_category:
             more = [c for c in make(seen, rng) if c.fits]
             if not more:
