@@ -118,7 +118,7 @@ def _grid(methods: Sequence[Shown]) -> Iterator[tuple[str, str, str, Markup | No
             ]
             for c, value, m in along
         ]
-        caption = "Medians over requests, bars from the 20th to the 80th percentile. Dashed, where it has no curve: plain decoding."
+        caption = "Medians, bars from the 20th to the 80th percentile. Dashed: plain decoding, where it has no curve."
         title = f"Time per output token against {axis}"
         yield f"tpot-{axis}", title, caption, curves.times(methods, axis), columns, cells
         cells = [
