@@ -114,7 +114,7 @@ class Block:
         device = state.cache.device
         which = torch.tensor(slots, device=device)
         counts = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int32, device=device)
-        state.cache.lengths[which] = 0
+        state.cache.lengths[which], state.before[which] = 0, 0
         self._append(state, which, self.head.fuse(prefill.hidden), counts)
 
     @torch.inference_mode()

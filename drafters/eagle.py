@@ -119,7 +119,7 @@ class Eagle:
 
     @torch.inference_mode()
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
-        """Run the prompts' pairs. The root's waits: its feature is that of the prompt's last token."""
+        """Run the prompts' pairs. The root's waits: its feature is that of the prompt's last token, if there is one."""
         features = self.head.fuse(prefill.hidden)  # [b, L, E]
         for slot in slots:
             state.cache.release(slot)
@@ -129,8 +129,9 @@ class Eagle:
             before = [features[i, piece.first - 1 : end] for i, end in zip(piece.prompts, ends, strict=True)]
             self._run_rows(state, piece.rows, piece.tokens, torch.cat(before))
         for i, slot in enumerate(slots):
-            state.features[slot, 0] = features[i, len(prompts[i]) - 1]
-            state.counts[slot] = 1
+            state.counts[slot] = min(len(prompts[i]), 1)
+            if prompts[i]:
+                state.features[slot, 0] = features[i, len(prompts[i]) - 1]
         state.waiting = max(state.waiting, 1)
 
     @torch.inference_mode()

@@ -102,7 +102,7 @@ class Lookahead:
                 state.keys[slot, : len(grams)] = gram_keys(own)
             state.added[slot] = len(grams)
             text = prompt[-RECENT:]
-            state.recent[slot, :RECENT] = torch.tensor((text * RECENT)[:RECENT], device=device)
+            state.recent[slot, :RECENT] = torch.tensor(((text or [0]) * RECENT)[:RECENT], device=device)
             state.length[slot] = len(text)
         rows = torch.tensor(slots, device=device)
         state.window[rows] = self._begin(state)[rows]

@@ -74,8 +74,10 @@ class Medusa:
 
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
         """Keep the hidden states of the prompts' last tokens."""
-        last = [len(prompt) - 1 for prompt in prompts]
-        state.hidden[slots] = prefill.hidden[-1][range(len(prompts)), last].to(state.hidden.dtype)
+        state.hidden[slots] = 0
+        if read := [i for i, prompt in enumerate(prompts) if prompt]:
+            last = [len(prompts[i]) - 1 for i in read]
+            state.hidden[[slots[i] for i in read]] = prefill.hidden[-1][read, last].to(state.hidden.dtype)
 
     def propose(self, state: State, roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
         """Ask one head a level, for the policy's first `levels` if that is not None."""

@@ -89,7 +89,8 @@ class Recycling:
             self._make_tables(state, logits)
         assert state.own is not None
         state.own.view(len(state.first), -1, self.successors)[slots] = -1
-        last = torch.tensor([prompt[-1] for prompt in prompts], device=logits.device)
+        nowhere = logits.shape[-1] + 1
+        last = torch.tensor([prompt[-1] if prompt else nowhere for prompt in prompts], device=logits.device)
         self._write(state, state.first[slots, 0], last, logits)
 
     def _make_tables(self, state: State, logits: Tensor) -> None:

@@ -35,12 +35,14 @@ class Text:
         length: tokens of the text so far.
         last: its last token.
         lost: it has left the reference.
+        begun: prompt, and most tokens of the text, until the first token is there.
     """
 
     reference: Sequence[int]
     key: int
     length: int
     last: int
+    begun: tuple[list[int], int] | None
     lost: bool = False
 
 
@@ -101,7 +103,10 @@ class Synthetic(TextDrafter[Text]):
             )
         decoded = iter(self._decode(missing, max_length))
         references = [next(decoded) if reference is None else reference for reference in found]
-        return [Text(ref, hash(tuple(p)), len(p), p[-1]) for p, ref in zip(prompts, references, strict=True)]
+        return [
+            Text(ref, hash(tuple(p)), len(p), p[-1] if p else 0, (p, max_length))
+            for p, ref in zip(prompts, references, strict=True)
+        ]
 
     def _find(self, prompt: list[int]) -> Sequence[int] | None:
         return next((text for text in reversed(self.references) if list(text[: len(prompt)]) == prompt), None)
@@ -117,7 +122,13 @@ class Synthetic(TextDrafter[Text]):
         return [known[tuple(p)] for p in prompts]
 
     def append(self, text: Text, tokens: Sequence[int]) -> None:
-        """Compare with the reference."""
+        """Compare with the reference. Where the first token is not its next one, perhaps because a user wrote it (in
+        flight the last token of a prompt comes so), look for one that goes on with it."""
+        if text.begun is not None and text.reference[text.length : text.length + 1] != [tokens[0]]:
+            prompt, max_length = text.begun
+            begun = [*prompt, tokens[0]]
+            text.reference = self._find(begun) or (self._decode([begun], max_length)[0] if self.model else [])
+        text.begun = None
         beside = list(text.reference[text.length : text.length + len(tokens)])
         text.lost = text.lost or beside != list(tokens)
         text.length += len(tokens)

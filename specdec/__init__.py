@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specdec import hf
     from specdec.api import GenerateOutput, generate
-    from specdec.decoder import SpeculativeDecoder, TextOutput, TextRequest, TextResult
+    from specdec.decoder import SpeculativeDecoder, TextOutput
+    from specdec.many import TextRequest, TextResult
     from specdec.metrics import DecodingStats
     from specdec.sampling import SamplingParams
     from specdec.tree.token_tree import TokenTree
@@ -34,8 +35,8 @@ _HOMES = {
     "SamplingParams": "sampling",
     "SpeculativeDecoder": "decoder",
     "TextOutput": "decoder",
-    "TextRequest": "decoder",
-    "TextResult": "decoder",
+    "TextRequest": "many",
+    "TextResult": "many",
     "TokenTree": "tree.token_tree",
     "generate": "api",
 }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.cache import MAX_SPANS, Places
+from specdec.cache import MAX_SPANS, Places, find_pages, in_pages
 from specdec.kernels.tree_attention import Plan, make_plan, packed, tree_attention
 
 # Not `torch.library.custom_op`: with so many tensors its wrapper takes 110 us a call and layer, this way takes 5.
@@ -46,11 +46,11 @@ def _attend(
     q: Tensor,  # [1, Hq, R, D] with R = B * N
     k: Tensor,  # [1, Hkv, R, D], new rows
     v: Tensor,  # [1, Hkv, R, Dv]
-    keys: Tensor,  # [layers, B, Hkv, room, D], written in place
-    values: Tensor,  # [layers, B, Hkv, room, Dv], written in place
+    keys: Tensor,  # [layers, pages, Hkv, page, D], written in place
+    values: Tensor,  # [layers, pages, Hkv, page, Dv], written in place
     key_index: int,
     value_index: int,
-    block_table: Tensor,  # [B, 1] int32
+    block_table: Tensor,  # [B, P] int32
     row_starts: Tensor,  # [B + 1] int32
     context_lens: Tensor,  # [B] int32
     tree_sizes: Tensor,  # [B] int32, nodes in the scratch places, those of earlier passes included
@@ -68,9 +68,11 @@ def _attend(
     step = _step[0] if _step else None
     if layer == 0 or step is None or step.address != context_lens.data_ptr():
         plan = make_plan(block_table, row_starts, context_lens, tree_sizes, words) if backend == "packed" else None
-        step = _Step(context_lens.data_ptr(), plan, *_written(counts, places, words.shape[0]))
+        step = _Step(
+            context_lens.data_ptr(), plan, *_written(block_table, keys.shape[3], counts, places, words.shape[0])
+        )
         _step[:] = [step]
-    k_pool, v_pool = keys[key_index], values[value_index]  # [B, Hkv, room, D]
+    k_pool, v_pool = keys[key_index], values[value_index]  # [pages, Hkv, page, D]
     for pool, rows in ((k_pool, k[0]), (v_pool, v[0])):
         step.written.write(pool, rows if step.rows is None else rows[:, step.rows])
     q = q[0].transpose(0, 1)  # [R, Hq, D]
@@ -84,17 +86,18 @@ def _attend(
     return output.contiguous()[None]
 
 
-def _written(counts: Tensor, places: Tensor, rows: int) -> tuple[Places, Tensor | None]:
+def _written(block_table: Tensor, page: int, counts: Tensor, places: Tensor, rows: int) -> tuple[Places, Tensor | None]:
     """Where the live ones of `[B, N]` rows go, and which they are (None: all, or spans say it)."""
     nodes = rows // len(counts)
     live = [(b, count) for b, count in enumerate(counts.tolist()) if count]
     if len(live) <= MAX_SPANS:
         starts = places.tolist()
-        spans = [(b, starts[b], b * nodes, count) for b, count in live]
+        spans = in_pages(block_table.tolist(), page, ((b, starts[b], b * nodes, count) for b, count in live))
         return Places(counts, places, spans), None
     index = torch.tensor([b * nodes + j for b, count in live for j in range(count)], device=counts.device)
     slots = index // nodes
-    return Places(slots, places[slots] + index % nodes), None if len(index) == rows else index
+    found = find_pages(block_table, page, slots, places[slots] + index % nodes)
+    return Places(*found), None if len(index) == rows else index
 
 
 def _attend_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:

@@ -1,12 +1,13 @@
 """TreeCache: the KV of every slot, with room behind the committed tokens for the nodes of a tree.
 
 A slot with P committed tokens keeps token i at place i; node j of its tree is written at P + j. Committing a path moves
-its nodes' KV next to the committed ones. The arena is allocated once, one page per slot.
+its nodes' KV next to the committed ones. Places lie in pages of an arena that is allocated once: place i of a slot is
+place i % page of the page that its block table has at i // page. A dense cache has one page per slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -30,22 +31,61 @@ class LayerShape:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """Pages that slots are given as they need them (see `scheduler`), instead of one for each.
+
+    Attributes:
+        pages: how many there are.
+        size: places of a page.
+    """
+
+    pages: int
+    size: int
+
+    @staticmethod
+    def first(device: torch.device) -> int:
+        """Number of the first page that is given to a slot. On a GPU dead rows run too: page 0, which all entries of a
+        block table are at first, takes what they write."""
+        return 0 if device.type == "cpu" else 1
+
+
 class TreeCache:
     """KV arena for `capacity` slots of at least `room` places each (committed tokens and scratch together).
 
     Attributes:
         room: places of a slot.
+        pages, page: how many pages, and places of each: as many as slots, and all places, in a dense cache.
+        paging: None for a dense cache.
         lengths: `[B]` int32, committed tokens of every slot. `commit`, `append`, `rewind` and `release` change them,
             and Target when it opens and prefills.
-        keys, values: per layer `[B, heads, room, head size]`, zero at first (kernels read whole tiles).
-        arenas: what these are parts of, `[layers, B, heads, room, size]`: all layers of a shape move in one operation.
+        block_table: `[B, P]` int32, a slot's pages; `tables` is the same on the host.
+        keys, values: per layer `[pages, heads, page, head size]`, zero at first (kernels read whole tiles).
+        arenas: what these are parts of, `[layers, pages, heads, page, size]`: all layers of a shape move in one
+            operation.
     """
 
-    def __init__(self, layers: Sequence[LayerShape], capacity: int, room: int, device: torch.device):
-        self.capacity, self.device = capacity, device
-        self.room = room if device.type == "cpu" else -(-room // ROOM_STEP) * ROOM_STEP
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        capacity: int,
+        room: int,
+        device: torch.device,
+        paging: Paging | None = None,
+    ):
+        self.capacity, self.device, self.paging = capacity, device, paging
         self.lengths = torch.zeros(capacity, dtype=torch.int32, device=device)
-        self.block_table = torch.arange(capacity, dtype=torch.int32, device=device)[:, None]  # [B, 1]
+        if paging is None:
+            self.room = room if device.type == "cpu" else -(-room // ROOM_STEP) * ROOM_STEP
+            self.page, self.pages = self.room, capacity
+            width = 1
+            self.tables = [[slot] for slot in range(capacity)]
+        else:
+            self.page, self.pages = paging.size, paging.pages + Paging.first(device)
+            width = -(-room // paging.size)
+            self.room = width * paging.size
+            self.tables = [[0] * width for _ in range(capacity)]
+        self.block_table = torch.tensor(self.tables, dtype=torch.int32, device=device).view(capacity, width)  # [B, P]
         shapes = list(layers)
         self.arenas: list[Tensor] = []
         self.keys = self._allocate([(s.heads, s.key_size, s.dtype) for s in shapes])
@@ -56,7 +96,7 @@ class TreeCache:
         for shape in dict.fromkeys(shapes):
             layers = [i for i, s in enumerate(shapes) if s == shape]
             heads, size, dtype = shape
-            arena = torch.zeros(len(layers), self.capacity, heads, self.room, size, dtype=dtype, device=self.device)
+            arena = torch.zeros(len(layers), self.pages, heads, self.page, size, dtype=dtype, device=self.device)
             self.arenas.append(arena)
             views |= dict(zip(layers, arena, strict=True))
         return [views[i] for i in range(len(shapes))]
@@ -86,8 +126,31 @@ class TreeCache:
         self.lengths.clamp_(max=lengths)
 
     def release(self, slot: int) -> None:
-        """Forget the sequence in `slot`."""
+        """Forget the sequence in `slot`; with pages, it has none any more."""
         self.lengths[slot] = 0
+        if self.paging is not None:
+            self.give(slot, [0] * len(self.tables[slot]))
+
+    def give(self, slot: int, pages: Sequence[int], first: int = 0) -> None:
+        """`pages` are those of `slot` from number `first` on."""
+        self.tables[slot][first : first + len(pages)] = pages
+        row = torch.tensor(pages, dtype=torch.int32, device=self.device)
+        self.block_table[slot, first : first + len(pages)] = row
+
+    def copy_page(self, source: int, target: int, places: int) -> None:
+        """The first `places` of a page, of all layers."""
+        for arena in self.arenas:
+            arena[:, target, :, :places] = arena[:, source, :, :places]
+
+    def places(self, slots: Tensor, places: Tensor, spans: Iterable[tuple[int, int, int, int]] = ()) -> Places:
+        """For `[R]` rows at `places` `[R]` int64 of `slots` `[R]` int64; `spans` the same as (slot, first place, first
+        row, rows), where they are known and few."""
+        if self.paging is None:
+            return Places(slots, places, list(spans))
+        cut = in_pages(self.tables, self.page, spans)
+        if self.device.type == "cpu" and not cut:
+            return Places(*find_pages(self.block_table, self.page, slots, places))
+        return Places(slots, places, cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +158,9 @@ class Places:
     """Where the packed rows of one forward pass go.
 
     Attributes:
-        slots, places: `[R]` int64, slot and place of every row.
-        spans: the same as (slot, first place, first row, rows) per sequence where the host knows it and they are few.
+        slots, places: `[R]` int64, slot and place of every row; on the CPU, page and place in the page (in a dense
+            cache that is the same).
+        spans: the same as (page, place in it, first row, rows) where the host knows it and they are few.
     """
 
     slots: Tensor
@@ -104,12 +168,31 @@ class Places:
     spans: Sequence[tuple[int, int, int, int]] = ()
 
     def write(self, arena: Tensor, rows: Tensor) -> None:
-        """Put `rows` `[heads, R, size]` into one layer's `arena` `[B, heads, room, size]`."""
+        """Put `rows` `[heads, R, size]` into one layer's `arena` `[pages, heads, page, size]`, on the CPU."""
         if not self.spans:
             arena[self.slots, :, self.places] = rows.transpose(0, 1)
             return
-        for slot, place, first, count in self.spans:
-            arena[slot, :, place : place + count] = rows[:, first : first + count]
+        for page, place, first, count in self.spans:
+            arena[page, :, place : place + count] = rows[:, first : first + count]
+
+
+def in_pages(
+    tables: Sequence[Sequence[int]], page: int, spans: Iterable[tuple[int, int, int, int]]
+) -> list[tuple[int, int, int, int]]:
+    """(slot, first place, first row, rows) as (page, place in it, first row, rows), cut at the pages' ends."""
+    found = []
+    for slot, place, row, count in spans:
+        while count:
+            number, within = divmod(place, page)
+            part = min(count, page - within)
+            found.append((tables[slot][number], within, row, part))
+            place, row, count = place + part, row + part, count - part
+    return found
+
+
+def find_pages(block_table: Tensor, page: int, slots: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """`[R]` slots and places as `[R]` int64 pages and places in them."""
+    return block_table[slots, places // page].long(), places % page
 
 
 class RowsOnly:
@@ -143,7 +226,7 @@ class CacheView(RowsOnly):
         self.is_sliding = [False] * len(cache.keys)
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """`key`, `value` `[1, heads, R, size]` of the packed rows; returns this layer's arena."""
+        """`key`, `value` `[1, heads, R, size]` of the packed rows; returns this layer's pages."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         live = len(self._places.slots)  # rows behind these are padding
         key, value = key[:, :, :live], value[:, :, :live]

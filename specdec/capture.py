@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from specdec.buckets import bucket, buckets, warm
+from specdec.cache import Paging
+from specdec.chunks import Chunk
 from specdec.core import AcceptanceRule, Drafter, TargetOutput, Verdict
 from specdec.decode import decode
 from specdec.request import Request
@@ -92,17 +94,18 @@ class CapturedStep(Step):
         capacity: int,
         max_length: int,
         graphs: Graphs | None = None,
+        paging: Paging | None = None,
     ):
-        super().__init__(target, drafter, rule, capacity, max_length)
+        super().__init__(target, drafter, rule, capacity, max_length, paging)
         self.graphs = graphs or Graphs()
-        self._weights = _addresses(target.model, drafter)
+        self._weights, self._cache = _addresses(target.model, drafter), target.cache
         # (nodes, V of draft_probs or 0, riders, replacement) -> buffers
         self._trees: dict[tuple[int, int, int, bool], TokenTree] = {}
 
-    def __call__(self, slots: Sequence[int], lap: Lap) -> Tensor:
+    def __call__(self, slots: Sequence[int], lap: Lap, chunks: Sequence[Chunk] = ()) -> Tensor:
         """See `Step`."""
-        if self.sampler.has_processors:  # they are Python
-            return super().__call__(slots, lap)
+        if self.sampler.has_processors or chunks:  # they are Python; chunks have a length of their own at every step
+            return super().__call__(slots, lap, chunks)
         if self.drafter.needs.on_device:
             plain = super().__call__
             record: Tensor = self.graphs(self.sampler.kinds, lambda: plain(slots, unheard))
@@ -119,8 +122,8 @@ class CapturedStep(Step):
 
     @property
     def stale(self) -> bool:
-        """Whether weights lie elsewhere than when graphs were made; written in place they may be."""
-        return self._weights != _addresses(self.target.model, self.drafter)
+        """Whether weights, or the KV, lie elsewhere than when graphs were made; written in place they may be."""
+        return self._weights != _addresses(self.target.model, self.drafter) or self._cache is not self.target.cache
 
     def _hold(self, tree: TokenTree) -> TokenTree:
         """The tree in buffers of its bucket's size, padded with dead nodes."""

@@ -103,8 +103,8 @@ def _verify(
     hidden_layers: Sequence[int],
     max_positions: int,
     backend: str,
-    arenas: Sequence[Tensor],  # [layers, B, heads, room, size] each
-    block_table: Tensor,  # [B, 1] int32
+    arenas: Sequence[Tensor],  # [layers, pages, heads, page, size] each
+    block_table: Tensor,  # [B, P] int32
     lengths: Tensor,  # [B] int32
     tokens: Tensor,  # [B, N] int64
     depths: Tensor,  # [B, N] int32
@@ -211,7 +211,7 @@ class CompiledForward:
         arguments = (self._model, *about, cache.arenas, cache.block_table, *(x.contiguous() for x in inputs))
         threads = torch.get_num_threads() if tokens.device.type == "cpu" else 0  # generated loops are cut for them
         kept = _kept[self._model]
-        key = (tokens.shape[0], size, width, threads, *about)
+        key = (tokens.shape[0], size, width, threads, cache.block_table.shape[1], cache.pages, *about)
         with ExitStack() as stack:  # also when it is compiled already: torch may have been told to forget it
             stack.enter_context(evaluating(self._model))
             stack.enter_context(plugged_in(self._configs, NAME))
@@ -236,7 +236,7 @@ class CompiledForward:
         own = FunctionType(_verify.__code__.replace(co_name=name), _verify.__globals__, name)
         graph = torch.compile(own, fullgraph=True, dynamic=False, options={"guard_filter_fn": _no_guards})
         for arena in arguments[5]:
-            torch._dynamo.mark_dynamic(arena, 3)  # the room of a slot
+            torch._dynamo.mark_dynamic(arena, 3)  # places of a page
         modules = len(PyCodeCache.modules)
         try:
             with config.patch(freezing=self._model.dtype.itemsize <= 2):

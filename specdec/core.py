@@ -125,7 +125,11 @@ class Drafter(Protocol):
         """
 
     def start(self, state: Any, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
-        """Requests enter free slots. `prefill.hidden` holds the prompts' hidden states, `[len(slots), L, H]`."""
+        """Requests enter free slots. `prefill.hidden` holds the prompts' hidden states, `[len(slots), L, H]`.
+
+        A prompt may be empty: in flight, the last token of what was given is the first root. It may also hold what a
+        request had written before it lost its pages.
+        """
 
     def propose(self, state: Any, roots: Tensor, noise: DraftNoise) -> TokenTree:
         """A tree for every slot. `roots` `[B]` int64 is the last committed token, -1 for an empty slot (size 0)."""

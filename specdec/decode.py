@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specdec.chunks import Chunk
 from specdec.core import TargetOutput
 from specdec.inspection import NAN_LOGITS
 from specdec.metrics import DecodingStats
@@ -102,17 +103,23 @@ class Decoding:
         return run.rule(tree, logits.index_copy(0, index, output.logits), sampling).next_token[index]
 
     @torch.inference_mode()
-    def step(self) -> list[Emission]:
-        """One step of every slot; returns what has been read: this step, or on a GPU the one before it."""
+    def step(self, chunks: Sequence[Chunk] = ()) -> list[Emission]:
+        """One step of every slot, and of `chunks` beside them; returns what has been read: this step, or on a GPU the
+        one before it."""
         self.clock.lap("host")
-        record = self.run(self.serving, self.clock.lap)
+        record = self.run(self.serving, self.clock.lap, chunks)
         self.stats.forwards += 1
         self.flights.append(Flight.begin(record, self.slots))
         late = 0 if self.run.sampler.has_processors else steps_late(record.device)  # processors want the whole text
+        emissions = self.land(late)
+        self.clock.lap("host")
+        return emissions
+
+    def land(self, late: int = 0) -> list[Emission]:
+        """Read all steps but the last `late` ones."""
         emissions = []
         while len(self.flights) > late:
             emissions += self._collect(self.flights.popleft())
-        self.clock.lap("host")
         return emissions
 
     def _collect(self, flight: Flight) -> list[Emission]:
@@ -127,12 +134,17 @@ class Decoding:
             if step.astray:
                 raise ValueError("the drafter proposed a tree whose root is not `roots`, the last token of the text")
             if step.damaged:
-                raise ValueError(f"the target's {NAN_LOGITS}")
+                self._fail(slot, generation, ValueError(f"the target's {NAN_LOGITS}"))
+                continue
             emission = self._emit(slot, generation, step.tokens)
             kept = len(emission[1])
             generation.stats.record(kept, step.size, step.height, step.children, step.ranks, step.riders)
             emissions.append(emission)
         return emissions
+
+    def _fail(self, slot: int, generation: Generation, error: Exception) -> None:
+        """One request cannot go on."""
+        raise error
 
     def _emit(self, slot: int, generation: Generation, tokens: list[int]) -> Emission:
         now = time.perf_counter()
@@ -140,11 +152,15 @@ class Decoding:
         generation.stats.end = now
         kept = tokens[: generation.extend(tokens)]
         if generation.finished:
-            self.slots[slot] = None
-            self.run.roots[slot] = -1
-            self.run.sampler.stop(slot)
-            self.run.target.release(slot)
+            self._empty(slot)
         return generation, kept
+
+    def _empty(self, slot: int) -> None:
+        """The request in `slot` leaves it."""
+        self.slots[slot] = None
+        self.run.roots[slot] = -1
+        self.run.sampler.stop(slot)
+        self.run.target.release(slot)
 
 
 def steps_late(device: torch.device) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
@@ -15,13 +15,13 @@ from specdec import loading, registry
 from specdec.engine import Engine, serve
 from specdec.inputs import check_count, check_vocabulary, eos_ids, row_processors, settings_of, stop_criteria
 from specdec.inspection import check_length
+from specdec.many import Chat, Results, TextRequest
 from specdec.metrics import DecodingStats
+from specdec.pool import Pool
 from specdec.request import Request
-from specdec.request_stats import RequestStats
 from specdec.sampling import SamplingParams
+from specdec.serving import Arrival
 from specdec.text import TextPieces
-
-Chat = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +37,6 @@ class TextOutput:
     text: str | list[str]
     tokens: list[list[int]]
     stats: DecodingStats
-
-
-@dataclass(frozen=True, slots=True)
-class TextRequest:
-    """A prompt for `generate_many`, with settings of its own. Fields as the arguments of `generate`."""
-
-    prompt: str | Chat
-    max_new_tokens: int = 128
-    sampling: SamplingParams | None = None
-    stop_strings: str | Sequence[str] | None = None
-    logits_processor: LogitsProcessorList | None = None
-    stopping_criteria: StoppingCriteriaList | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TextResult:
-    """What `generate_many` yields.
-
-    Attributes:
-        index: which request it belongs to.
-        text: the continuation.
-        tokens: its ids.
-        stats: counts and times of this request.
-    """
-
-    index: int
-    text: str
-    tokens: list[int]
-    stats: RequestStats
 
 
 class SpeculativeDecoder:
@@ -162,41 +133,68 @@ class SpeculativeDecoder:
         return TextOutput(texts[0] if single else texts, tokens, stats)
 
     def generate_many(
-        self, requests: Iterable[str | Chat | TextRequest], *, slots: int = 32, stats: DecodingStats | None = None
-    ) -> Iterator[TextResult]:
-        """Continue any number of prompts, `slots` at a time: whenever one ends, the next takes its place.
+        self,
+        requests: Iterable[str | Chat | Sequence[int] | TextRequest | Mapping[str, Any]],
+        *,
+        slots: int = 32,
+        max_length: int | None = None,
+        memory: int | float | None = None,
+        page: int | None = None,
+        rows: int | None = None,
+        sharing: bool = True,
+        stats: DecodingStats | None = None,
+    ) -> Results:
+        """Continue any number of prompts in flight: requests enter and leave at every step.
+
+        What is wrong with one request, or goes wrong in it, is its result's `error`; the others never notice. A text
+        does not depend on the other requests, nor on what follows here, but for rounding (see docs/serving.md).
 
         Args:
-            requests: prompts, or TextRequests with settings of their own. All are read before the first is served.
-            slots: how many are served at once.
-            stats: where counts and times of the whole run go.
+            requests: prompts, TextRequests with settings of their own, or mappings of a TextRequest's fields. They are
+                taken one by one as there is room for them: the iterable may be long, but should not let us wait.
+            slots: how many are served at once, at most.
+            max_length: tokens of a prompt and its continuation, at most; None for 4096, or the model's positions if
+                they are fewer. Drafters have buffers of that length for every slot.
+            memory: for the KV of all requests: bytes, or a share of the free memory (0.0 to 1.0); None for what all
+                slots can use, but at most half of what is free. Where it runs out, the request that came last gives
+                up its pages, and goes on when there is room.
+            page: tokens of a page of KV; None for 64, or with compile=True on the CPU for a slot's room.
+            rows: of a forward pass, at most: what drafts leave of them reads prompts; None for 256, on a GPU 2048.
+            sharing: prompts with the same beginning share its KV. Not for drafters that read the target's hidden
+                states.
+            stats: where counts and times of the whole run go, and of every request.
 
         Returns:
-            An iterator of results, each as soon as it is finished; `index` says which request it belongs to.
+            An iterator of results, each as its request ends, with `cancel(index)` and `close()`.
 
         Raises:
-            ValueError: as `generate`; before anything is served.
+            ValueError: slots, max_length, memory, page or rows are out of range, or there is no memory for a page.
         """
         if isinstance(requests, str):
             raise ValueError("generate_many takes several requests, got one string; give [prompt], or use generate")
-        if type(slots) is not int or slots < 1:
-            raise ValueError(f"slots is {slots!r}; expected an integer of at least 1")
-        several = [r if isinstance(r, TextRequest) else TextRequest(r) for r in requests]
-        chosen = []
-        for row, each in enumerate(several):
-            criteria = stop_criteria(each.stopping_criteria, each.stop_strings, self.tokenizer)
-            processors = row_processors(each.logits_processor, row)
-            (sampling,) = settings_of(each.sampling, 1)
-            ids = self._encode(each.prompt)
-            chosen.append(self._request(ids, each.max_new_tokens, sampling, processors, criteria))
-        return self._results(chosen, slots, stats if stats is not None else DecodingStats())
+        keep = stats is not None
+        pool = Pool(slots, max_length, memory, page, rows, sharing, keep)
+        prompts: dict[int, object] = {}
+        arrivals = self._arrivals(iter(requests), prompts)
+        ended = self.engine.run_many(arrivals, stats if stats is not None else DecodingStats(), pool)
+        return Results(ended, prompts, pool.cancelled, self._text)
 
-    def _results(self, requests: list[Request], slots: int, stats: DecodingStats) -> Iterator[TextResult]:
-        for generation, _ in self.engine.run(requests, stats, slots):
-            if generation.finished:
-                tokens = generation.new_ids
-                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                yield TextResult(generation.index, text, tokens, generation.stats)
+    def _arrivals(self, requests: Iterator[object], prompts: dict[int, object]) -> Iterator[Arrival]:
+        for row, given in enumerate(requests):
+            prompts[row] = given.get("prompt") if isinstance(given, Mapping) else getattr(given, "prompt", given)
+            try:
+                each = TextRequest.of(given)
+                criteria = stop_criteria(each.stopping_criteria, each.stop_strings, self.tokenizer)
+                processors = row_processors(each.logits_processor, row)
+                (sampling,) = settings_of(each.sampling, 1)
+                request = self._request(self._encode(each.prompt), each.max_new_tokens, sampling, processors, criteria)
+                yield replace(request, streamer=each.streamer), None
+            except Exception as error:
+                yield Request([], 0), error
+
+    def _text(self, tokens: list[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
     def stream(
         self,
@@ -221,9 +219,11 @@ class SpeculativeDecoder:
         if piece := pieces.flush():
             yield piece
 
-    def _encode(self, prompt: str | Chat) -> list[int]:
+    def _encode(self, prompt: str | Chat | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        elif _is_ids(prompt):
+            ids = [int(token) for token in prompt]
         elif not _is_chat(prompt):
             raise ValueError(
                 f"a prompt is {prompt!r}; expected a string, or a chat: a list of messages with role and content"
@@ -250,6 +250,10 @@ class SpeculativeDecoder:
         check_vocabulary(ids, self.engine.target.vocab_size, "a prompt")
         check_length(self.model, len(ids) + max_new_tokens, self.engine.target.max_positions)
         return Request(ids, max_new_tokens, sampling, eos_ids(self.model, None), processors, criteria)
+
+
+def _is_ids(prompt: object) -> TypeGuard[Sequence[int]]:
+    return isinstance(prompt, Sequence) and bool(prompt) and all(type(token) is int for token in prompt)
 
 
 def _is_chat(prompts: object) -> bool:

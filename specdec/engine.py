@@ -9,13 +9,19 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from specdec import loading, registry
+from specdec.cache import Paging
 from specdec.capture import CapturedStep, rehearse
 from specdec.core import AcceptanceRule, Drafter
-from specdec.decode import decode
+from specdec.decode import decode, steps_late
 from specdec.exact import check_settings
 from specdec.metrics import DecodingStats
+from specdec.pages import PagePool
+from specdec.pool import ROWS, Pool
 from specdec.request import Generation, Request
 from specdec.sampling import SamplingParams
+from specdec.scheduler import Scheduler
+from specdec.serving import Arrival, Served, Serving
+from specdec.serving import serve as serve_in_flight
 from specdec.step import Step
 from specdec.target import Target, attach
 
@@ -62,19 +68,22 @@ class Engine:
         if warmup := getattr(self.drafter, "warmup", None):
             warmup(slots)
 
-    def _step(self, capacity: int, max_length: int) -> Step:
+    def _step(self, capacity: int, max_length: int, paging: Paging | None = None) -> Step:
         """Empty slots for texts of that length: so many, or more."""
         if self._captures:
-            return self._captured_step(capacity, max_length)
-        return Step(self.target, self.drafter, self.rule, capacity, max_length)
+            return self._captured_step(capacity, max_length, paging)
+        return Step(self.target, self.drafter, self.rule, capacity, max_length, paging)
 
-    def _captured_step(self, capacity: int, max_length: int) -> CapturedStep:
+    def _captured_step(self, capacity: int, max_length: int, paging: Paging | None) -> CapturedStep:
         step = self._captured
-        if step is None or step.capacity < capacity or step.max_length < max_length or step.stale:
-            if step is not None:
+        fits = step is not None and step.capacity >= capacity and step.max_length >= max_length
+        if step is None or not fits or step.paging != paging or step.stale:
+            if step is not None and step.paging == paging:
                 capacity, max_length = max(capacity, step.capacity), max(max_length, step.max_length)
             step = self._captured = None  # its graphs and buffers go before others come
-            step = self._captured = CapturedStep(self.target, self.drafter, self.rule, capacity, max_length)
+            step = self._captured = CapturedStep(
+                self.target, self.drafter, self.rule, capacity, max_length, paging=paging
+            )
         step.reset()
         return step
 
@@ -97,6 +106,39 @@ class Engine:
                 yield next(steps)
             except StopIteration:
                 return
+        raise RuntimeError("this decoder has begun another text since; finish one first, or make a second decoder")
+
+    def run_many(self, requests: Iterator[Arrival], stats: DecodingStats, pool: Pool) -> Iterator[Generation]:
+        """Serve requests in flight, as many at once as there are slots and pages for; yields each as it ends.
+
+        Raises:
+            ValueError: there is no memory for a single page.
+            RuntimeError: a later run has begun, and has taken over the slots.
+        """
+        self._latest = mine = object()
+        needs, device = self.drafter.needs, self.target.device
+        paging = pool.paging(self.target, needs.room, whole=self.target.compiles)
+        run = self._step(pool.slots, pool.length(self.target), paging)
+        scheduler: Scheduler[Served] = Scheduler(
+            PagePool(paging.pages, paging.size, Paging.first(device)),
+            pool.slots,
+            needs.room,
+            rows=pool.rows or ROWS.get(device.type, ROWS["cuda"]),
+            tree_rows=needs.max_nodes + needs.riders,
+            late=steps_late(device) * needs.max_nodes,
+            sharing=pool.sharing and not needs.hidden_layers,  # what is not read has no hidden states
+        )
+        ended = serve_in_flight(Serving(run, requests, scheduler, stats, pool.keep, pool.cancelled))
+        try:
+            while self._latest is mine:
+                try:
+                    yield next(ended)
+                except StopIteration:
+                    return
+        finally:
+            ended.close()
+            if self._latest is mine and not self._captures:
+                self.target.close()
         raise RuntimeError("this decoder has begun another text since; finish one first, or make a second decoder")
 
 

@@ -64,7 +64,7 @@ class DecodingStats:
     @property
     def block_efficiency(self) -> float:
         """Tokens per target forward of a request: (emitted tokens + the prefill's) / (steps + 1 prefill)."""
-        started = sum(r.first > 0 for r in self.requests)
+        started = sum(r.first_tokens > 0 and r.first > 0 for r in self.requests)
         return ratio(self.new_tokens, self.steps + started)
 
     @property

@@ -52,7 +52,13 @@ class Rows:
 
 
 def pack_nodes(
-    arena: TreeCache, depths: Tensor, words: Tensor, counts: Tensor, first: int, backend: Backend
+    arena: TreeCache,
+    depths: Tensor,
+    words: Tensor,
+    counts: Tensor,
+    first: int,
+    backend: Backend,
+    rows: Sequence[int] | None = None,
 ) -> Rows | None:
     """Rows of nodes `first ... first + counts` of the scratch places; None if there is no live one.
 
@@ -63,24 +69,27 @@ def pack_nodes(
         counts: `[B]` int32, live nodes.
         first: scratch place of node 0.
         backend: of tree attention.
+        rows: of every slot, as many as live nodes or more, where the host knows how many it wants; None: on the CPU the
+            live nodes, on a GPU, which would have to be asked, all nodes.
     """
     batch, nodes = depths.shape
     device, lengths = arena.device, arena.lengths
     positions = (lengths[:, None] + depths).flatten()  # [B * N]
     places = (lengths[:, None] + _steps(first, nodes, device)).flatten()  # [B * N]
     sizes = torch.where(counts > 0, counts + first, 0) if first else counts
-    on_host = counts.tolist() if device.type == "cpu" else [nodes] * batch
+    on_host = list(rows) if rows is not None else counts.tolist() if device.type == "cpu" else [nodes] * batch
     if not any(on_host):
         return None
     spans = _spans(arena, on_host, first)
     if all(count == nodes for count in on_host):
         starts = _row_starts(batch, nodes, device)
         visible = Visibility(arena.block_table, starts, lengths, sizes, words.flatten(0, 1), backend)
-        return Rows(positions, Places(_slots(batch, nodes, device), places, spans), visible, (batch, nodes))
-    live = torch.tensor([b * nodes + j for b, count in enumerate(on_host) for j in range(count)])  # [R]
-    starts = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+        return Rows(positions, arena.places(_slots(batch, nodes, device), places, spans), visible, (batch, nodes))
+    live = torch.tensor([b * nodes + j for b, count in enumerate(on_host) for j in range(count)], device=device)  # [R]
+    ends = counts if rows is None else torch.tensor(on_host, device=device)
+    starts = torch.nn.functional.pad(ends.cumsum(0, dtype=torch.int32), (1, 0))
     visible = Visibility(arena.block_table, starts, lengths, sizes, words.flatten(0, 1)[live], backend)
-    return Rows(positions[live], Places(live // nodes, places[live], spans), visible, (batch, nodes), live)
+    return Rows(positions[live], arena.places(live // nodes, places[live], spans), visible, (batch, nodes), live)
 
 
 def pack_chains(arena: TreeCache, slots: Sequence[int], counts: Sequence[int], backend: Backend) -> Rows:
@@ -98,7 +107,7 @@ def pack_chains(arena: TreeCache, slots: Sequence[int], counts: Sequence[int], b
     sizes = torch.tensor(on_host, dtype=torch.int32, device=device)  # [B]
     starts = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
     visible = Visibility(arena.block_table, starts, arena.lengths, sizes, None, backend)
-    return Rows(positions, Places(slot_of_row, positions), visible, (1, len(positions)))
+    return Rows(positions, arena.places(slot_of_row, positions), visible, (1, len(positions)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +146,7 @@ def prefill_pieces(
 
 
 def _spans(arena: TreeCache, counts: list[int], first: int) -> list[tuple[int, int, int, int]]:
-    """See Places: worth it for few sequences whose lengths the host may read."""
+    """(slot, first place, first row, rows): worth it for few sequences whose lengths the host may read."""
     if arena.device.type != "cpu" or sum(c > 0 for c in counts) > MAX_SPANS:
         return []
     spans, row = [], 0

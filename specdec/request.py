@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+from transformers.generation.streamers import BaseStreamer
 
 from specdec.request_stats import RequestStats
 from specdec.sampling import SamplingParams
@@ -23,6 +24,7 @@ class Request:
         eos: ids that end the text; the one that did is its last token.
         processors: transformers' logits processors; each call sees one node's own history.
         criteria: transformers' stopping criteria, asked after every token.
+        streamer: gets the new tokens of every step, in `generate_many`; the prompt, if it had any, before that.
     """
 
     prompt: Sequence[int]
@@ -31,6 +33,7 @@ class Request:
     eos: frozenset[int] = frozenset()
     processors: LogitsProcessorList | None = None
     criteria: StoppingCriteriaList | None = None
+    streamer: BaseStreamer | None = None
 
     @property
     def criteria_window(self) -> int:
@@ -43,13 +46,14 @@ class Request:
 
 @dataclass(slots=True)
 class Generation:
-    """A request being served, and then its result. `ids` is prompt and text."""
+    """A request being served, and then its result. `ids` is prompt and text, `error` why it ended before its end."""
 
     index: int
     request: Request
     ids: list[int]
     stats: RequestStats
     finished: bool = False
+    error: Exception | None = None
 
     @property
     def new_ids(self) -> list[int]:

@@ -11,8 +11,7 @@ class RequestStats:
 
     Attributes:
         prompt_tokens: tokens of the prompt.
-        accept_lengths: emitted tokens of every step, in order, the bonus included and nothing past the end. The first
-            token comes from the prefill and belongs to no step.
+        accept_lengths: emitted tokens of every step, in order, the bonus included and nothing past the end.
         nodes: proposed draft nodes (roots not counted).
         riders: rows that were run beside the trees and could not be accepted.
         proposed_depth: sum over steps of the tree's height: draft tokens proposed along the depth.
@@ -21,8 +20,13 @@ class RequestStats:
         accepted_by_depth: steps in which a node of depth d was accepted, for d = 1, 2, ...
         children: of every step, how many children the nodes of the accepted path had, the root first.
         ranks: of every step, the accepted nodes' places among their siblings, from depth 1 on; 0 is the first.
-        start, first, end: seconds on one clock: entering, first token, last token.
-        first_tokens: tokens of the prefill: one, but where another engine verifies a draft in that very pass.
+        start, first, end: seconds on one clock: entering, first token, last token. In `generate_many` a request enters
+            when it is taken from the iterable, and waits from then on.
+        first_tokens: tokens of the prefill: one, but where another engine verifies a draft in that very pass, and none
+            in `generate_many`, where a prompt's last token is the root of a first tree.
+        queued: seconds from entering to being admitted to a slot.
+        preemptions: how often it lost its pages, and was read again.
+        shared_tokens: tokens that were not read because their pages were there.
 
     A count that another engine does not tell is NaN.
     """
@@ -41,6 +45,9 @@ class RequestStats:
     first: float = 0.0
     end: float = 0.0
     first_tokens: int = 1
+    queued: float = 0.0
+    preemptions: int = 0
+    shared_tokens: int = 0
 
     @property
     def steps(self) -> int:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from specdec.cache import Paging
+from specdec.chunks import Chunk
 from specdec.core import AcceptanceRule, Drafter, TargetOutput, Verdict
 from specdec.sampling import Sampler, StepSampling
 from specdec.target import Target
@@ -30,6 +32,7 @@ class Step:
         target, drafter, rule: the three parts.
         capacity: slots, B.
         max_length: longest prompt plus new tokens of any request.
+        paging: pages that are given to slots as they need them; None for a slot's room at once.
 
     Attributes:
         roots: `[B]` int64, the last committed token of every slot, -1 for an empty one.
@@ -37,19 +40,30 @@ class Step:
         state: the drafter's.
     """
 
-    def __init__(self, target: Target, drafter: Drafter, rule: AcceptanceRule, capacity: int, max_length: int):
-        self.target, self.drafter, self.rule = target, drafter, rule
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        rule: AcceptanceRule,
+        capacity: int,
+        max_length: int,
+        paging: Paging | None = None,
+    ):
+        self.target, self.drafter, self.rule, self.paging = target, drafter, rule, paging
         self.capacity, self.max_length, self.max_nodes = capacity, max_length, drafter.needs.max_nodes
-        target.open(capacity, max_length, drafter.needs.room)
+        target.open(capacity, max_length, drafter.needs.room, paging)
         self.state: Any = drafter.open(capacity, max_length, target.device)
         self.sampler = Sampler(capacity, target.vocab_size, target.device)
         self.roots = torch.full((capacity,), -1, dtype=torch.int64, device=target.device)
 
-    def __call__(self, slots: Sequence[int], lap: Lap) -> Tensor:
-        """Move all slots on; `slots` are those with a request. Returns the record, see `record`."""
+    def __call__(self, slots: Sequence[int], lap: Lap, chunks: Sequence[Chunk] = ()) -> Tensor:
+        """Move all slots on; `slots` are those with a request. Returns the record, see `record`.
+
+        `chunks` of the prompts of other slots are read and committed in the same forward pass.
+        """
         tree = self.propose(slots)
         lap("draft")
-        verdict, output, record = self.decide(tree, slots, lap)
+        verdict, output, record = self.decide(tree, slots, lap, chunks)
         self.drafter.observe(self.state, tree, verdict, output)
         lap("draft")
         return record
@@ -78,15 +92,24 @@ class Step:
                 raise ValueError(f"the drafter proposed token {wrong}; the target's go from 0 to {most}")
         return tree
 
-    def decide(self, tree: TokenTree, slots: Sequence[int], lap: Lap) -> tuple[Verdict, TargetOutput, Tensor]:
+    def read(self, chunks: Sequence[Chunk]) -> None:
+        """Read and commit chunks where no slot has a tree."""
+        self.target.verify(TokenTree.roots(torch.full_like(self.roots, -1)), chunks)
+        self.target.append(chunks)
+
+    def decide(
+        self, tree: TokenTree, slots: Sequence[int], lap: Lap, chunks: Sequence[Chunk] = ()
+    ) -> tuple[Verdict, TargetOutput, Tensor]:
         """Verify, accept and commit; returns the record, too."""
         sampling = self.sampling(slots)
         astray = (tree.tokens[:, 0] != self.roots) & (tree.sizes > 0)  # [B]
-        output = self.target.verify(tree)
+        output = self.target.verify(tree, chunks)
         lap("verify")
         verdict = self.rule(tree, output.logits, sampling)
         lap("accept")
         self.target.commit(verdict)
+        if chunks:
+            self.target.append(chunks)
         emitted = verdict.emitted(tree)  # [B, D]
         self.sampler.commit(emitted)
         self.roots.copy_(torch.where(self.roots >= 0, verdict.next_token, -1))
@@ -96,7 +119,7 @@ class Step:
     @torch.inference_mode()
     def reset(self) -> None:
         """Empty all slots."""
-        self.target.open(self.capacity, self.max_length, self.drafter.needs.room)
+        self.target.open(self.capacity, self.max_length, self.drafter.needs.room, self.paging)
         self.roots.fill_(-1)
         self.sampler.reset()
 

@@ -6,7 +6,7 @@ Prefill rows are chains, verify rows are tree nodes; the model cannot tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from specdec import inspection
 from specdec.attention import attention_configs, choose_backend, evaluating, plugged_in
 from specdec.buckets import buckets, warm
-from specdec.cache import CacheView, TreeCache
+from specdec.cache import CacheView, Paging, TreeCache
+from specdec.chunks import Chunk, mix
 from specdec.compiled import CompiledForward
 from specdec.core import Drafter, TargetOutput, Verdict
 from specdec.exact import check_chains, check_settings, choose_rows, in_blocks
@@ -61,6 +62,7 @@ class Target:
         if exact:
             check_settings(self.backend, compile)
         self.vocab_size: int = model.config.get_text_config().vocab_size
+        self.width: int = model.config.get_text_config().hidden_size
         self.max_positions = inspection.max_positions(model)
         self.hidden_layers = tuple(hidden_layers)
         self._taps = inspection.hidden_modules(model, self.hidden_layers)
@@ -81,8 +83,9 @@ class Target:
         return self.cache.lengths
 
     @torch.inference_mode()
-    def open(self, capacity: int, max_length: int, max_nodes: int = 1) -> None:
-        """Allocate the KV of `capacity` slots of `max_length` tokens, with room for trees of `max_nodes` nodes.
+    def open(self, capacity: int, max_length: int, max_nodes: int = 1, paging: Paging | None = None) -> None:
+        """Allocate the KV of `capacity` slots of `max_length` tokens, with room for trees of `max_nodes` nodes; with
+        `paging` the pages, which somebody has to give to the slots.
 
         Raises:
             ValueError: the model has no positions for that many tokens.
@@ -91,13 +94,29 @@ class Target:
         # A tree may start on the last place, and where the host reads late, one behind its last node: what is too long
         # is cut when it is read.
         room = max_length + 2 * max_nodes
-        if self.cache.capacity == capacity and self.cache.room >= room:
+        if self.cache.capacity == capacity and self.cache.room >= room and self.cache.paging == paging:
+            for slot in range(capacity if paging else 0):
+                self.cache.release(slot)
             self.cache.lengths.zero_()
         else:
-            self.cache = TreeCache(self._layers, 0, 0, self.device)  # frees the old one first
-            self.cache = TreeCache(self._layers, capacity, room, self.device)
+            self.close()
+            self.cache = TreeCache(self._layers, capacity, room, self.device, paging)
         if self._compiled:
             self._compiled.open(self.cache, max_nodes)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether verify passes are compiled."""
+        return self._compiled is not None
+
+    def close(self) -> None:
+        """Let go of the KV."""
+        self.cache = TreeCache(self._layers, 0, 0, self.device)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one token, in all layers."""
+        return sum(s.heads * (s.key_size + s.value_size) * s.dtype.itemsize for s in self._layers)
 
     @torch.inference_mode()
     def warmup(self, capacity: int, max_nodes: int) -> None:
@@ -114,7 +133,8 @@ class Target:
         """Commit whole prompts into empty slots.
 
         Returns:
-            logits `[b, 1, V]` after each prompt's last token; hidden `[b, L, H]`, right padded with zeros.
+            logits `[b, 1, V]` after each prompt's last token, zeros for an empty one; hidden `[b, L, H]`, right padded
+            with zeros.
         """
         logits: list[Tensor | None] = [None] * len(slots)
         hidden: dict[int, list[list[Tensor]]] = {layer: [[] for _ in slots] for layer in self.hidden_layers}
@@ -126,21 +146,39 @@ class Target:
             for layer in self.hidden_layers:
                 for i, own in zip(piece.prompts, output.hidden[layer][0].split(piece.counts), strict=True):
                     hidden[layer][i].append(own)
+        return self.gathered(logits, hidden)
+
+    def gathered(
+        self, logits: Sequence[Tensor | None], hidden: Mapping[int, Sequence[Sequence[Tensor]]]
+    ) -> TargetOutput:
+        """What `prefill` returns, of prompts that were read in pieces.
+
+        Args:
+            logits: `[V]` after every prompt; None for an empty one.
+            hidden: for every layer and prompt, `[n, H]` of its pieces.
+        """
+        found = [x for x in logits if x is not None]
+        nothing = torch.zeros(self.vocab_size, device=self.device, dtype=found[0].dtype if found else self.model.dtype)
+        empty = torch.zeros(0, self.width, device=self.device, dtype=self.model.dtype)
         padded = {
-            layer: torch.nn.utils.rnn.pad_sequence([torch.cat(rows) for rows in per_prompt], batch_first=True)
-            for layer, per_prompt in hidden.items()
+            layer: torch.nn.utils.rnn.pad_sequence([torch.cat([*p]) if p else empty for p in pieces], batch_first=True)
+            for layer, pieces in hidden.items()
         }
-        return TargetOutput(torch.stack([x for x in logits if x is not None])[:, None], padded)
+        return TargetOutput(torch.stack([nothing if x is None else x for x in logits])[:, None], padded)
 
     @torch.inference_mode()
-    def verify(self, tree: TokenTree) -> TargetOutput:
-        """Run every node of every tree, and its riders; nothing is committed.
+    def verify(self, tree: TokenTree, chunks: Sequence[Chunk] = ()) -> TargetOutput:
+        """Run every node of every tree, and its riders, and beside them chunks of other slots; nothing is committed.
 
         Returns:
-            logits `[B, N, V]`, hidden `[B, N, H]`, the riders' logits `[B, R, V]`.
+            logits `[B, N, V]`, hidden `[B, N, H]`, the riders' logits `[B, R, V]`. What comes of chunks is put into
+            them.
         """
         rows = tree.rows
-        output = self.extend(rows.tokens, rows.depths, rows.words, rows.sizes)
+        if chunks:
+            output = self._mixed(rows, chunks)
+        else:
+            output = self.extend(rows.tokens, rows.depths, rows.words, rows.sizes)
         if tree.riders is None:
             return output
         seats = rider_rows(tree.sizes, tree.riders.count)[..., None]  # [B, R, 1]
@@ -173,6 +211,33 @@ class Target:
         hidden = {layer: rows.spread(x[0]) for layer, x in packed.hidden.items()}
         return TargetOutput(rows.spread(packed.logits[0]), hidden)
 
+    def _mixed(self, tree: TokenTree, chunks: Sequence[Chunk]) -> TargetOutput:
+        """See `verify`; never compiled."""
+        mixed = mix(tree, chunks)
+        if self.block_rows:
+            check_chains(self.backend, mixed.depths, mixed.counts, 0)
+        rows = pack_nodes(self.cache, mixed.depths, mixed.words, mixed.counts, 0, self.backend, mixed.rows)
+        assert rows is not None
+        ends = [first + len(c.tokens) - 1 for first, c in zip(mixed.starts, chunks, strict=True) if c.last]
+        last = torch.tensor(ends, dtype=torch.int64, device=self.device)  # [C]
+        keep = torch.cat([mixed.nodes, last]).sort()
+        unread = [] if len(keep.values) else [0]  # some models' heads want a row
+        output = self._forward(rows.pick(mixed.tokens), rows, keep.values if not unread else last.new_zeros(1))
+        # what was kept, as it was asked for: [T + C]
+        logits = output.logits[0, : len(keep.values)][keep.indices.argsort()]
+        wanted = iter(logits[len(mixed.nodes) :])
+        for first, chunk in zip(mixed.starts, chunks, strict=True):
+            chunk.logits = next(wanted) if chunk.last else None
+            chunk.hidden = {layer: x[0, first : first + len(chunk.tokens)] for layer, x in output.hidden.items()}
+
+        def seated(found: Tensor) -> Tensor:
+            """`[T, E]` -> `[B, N, E]`."""
+            places = found.new_zeros(tree.batch_size * tree.max_nodes, found.shape[-1])
+            return places.index_copy_(0, mixed.homes, found).view(tree.batch_size, tree.max_nodes, -1)
+
+        hidden = {layer: seated(x[0, mixed.nodes]) for layer, x in output.hidden.items()}
+        return TargetOutput(seated(logits[: len(mixed.nodes)]), hidden)
+
     def over(self, model: PreTrainedModel) -> Target:
         """A Target of another model on this one's KV, with lengths of its own: a model of some of the same layers. It
         is valid until this one is opened anew, and runs without `compile` and `exact`: what it writes is a draft's.
@@ -185,13 +250,19 @@ class Target:
 
     def _nothing(self, batch: int, nodes: int) -> TargetOutput:
         """What comes of no live node at all: zeros, without a forward."""
-        hidden = torch.zeros(batch, nodes, self.model.config.get_text_config().hidden_size, device=self.device)
+        hidden = torch.zeros(batch, nodes, self.width, device=self.device)
         logits = torch.zeros(batch, nodes, self.vocab_size, device=self.device)
         return TargetOutput(logits, dict.fromkeys(self.hidden_layers, hidden))
 
     def commit(self, verdict: Verdict) -> None:
         """Keep the accepted path's KV; the root's is part of it."""
         self.cache.commit(verdict.path, verdict.num_accepted)
+
+    @torch.inference_mode()
+    def append(self, chunks: Sequence[Chunk]) -> None:
+        """Keep all of the chunks' KV."""
+        numbers = torch.tensor([(c.slot, len(c.tokens)) for c in chunks], device=self.device)  # [C, 2]
+        self.cache.append(numbers[:, 0], numbers[:, 1])
 
     @torch.inference_mode()
     def release(self, slot: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
@@ -493,7 +496,7 @@ def test_many_requests_through_few_slots(decoder: SpeculativeDecoder, slots: int
     for result in results:
         request = requests[result.index]
         assert isinstance(request, TextRequest)
-        alone = decoder.generate(request.prompt, max_new_tokens=request.max_new_tokens, sampling=request.sampling)
+        alone = decoder.generate(str(request.prompt), max_new_tokens=request.max_new_tokens, sampling=request.sampling)
         assert result.text == alone.text
         assert [result.tokens] == alone.tokens
         assert result.stats.new_tokens == len(result.tokens)
@@ -530,6 +533,77 @@ def test_results_come_as_they_finish(decoder: SpeculativeDecoder) -> None:
 
     order = [r.index for r in decoder.generate_many(requests(), slots=2)]
     assert order == [1, 2, 0]
+
+
+def test_many_as_mappings_with_all_that_comes_back(decoder: SpeculativeDecoder) -> None:
+    streamer = Keep()
+    requests: list[Any] = [
+        {"prompt": "the cat", "max_new_tokens": 9, "sampling": {"temperature": 1.0, "seed": 3}, "streamer": streamer},
+        {"prompt": decoder.tokenizer("the dog")["input_ids"], "max_new_tokens": 4},
+    ]
+    first, second = sorted(decoder.generate_many(requests), key=lambda r: r.index)
+    alone = decoder.generate("the cat", max_new_tokens=9, sampling=SamplingParams(temperature=1.0, seed=3))
+    assert (first.prompt, first.text, first.error) == ("the cat", alone.text, None)
+    assert first.sequences.tolist() == [decoder.tokenizer("the cat")["input_ids"] + alone.tokens[0]]
+    assert [t for piece in streamer.pieces for t in piece] == first.sequences[0].tolist()
+    assert streamer.ended == 1
+    assert second.text == decoder.generate("the dog", max_new_tokens=4).text
+
+
+def test_many_in_little_memory(decoder: SpeculativeDecoder) -> None:
+    """Long prompts that share a beginning, in pages for hardly two of them."""
+    requests = [TextRequest("the cat sat on the mat and the dog ran " * 2 + end, 30) for end in ("a", "the", "ran", "")]
+    bytes_for = 2 * 96 * decoder.engine.target.kv_bytes
+    results = sorted(decoder.generate_many(requests, page=16, memory=bytes_for, rows=32), key=lambda r: r.index)
+    alone = decoder.generate([str(r.prompt) for r in requests], max_new_tokens=30)
+    assert [r.text for r in results] == alone.text
+    assert sum(r.stats.preemptions for r in results) > 0
+    assert sum(r.stats.shared_tokens for r in results) > 0
+
+
+def test_cancelling_one_of_many(decoder: SpeculativeDecoder) -> None:
+    results = decoder.generate_many([TextRequest("the cat", 60), TextRequest("the dog", 3), "a"], slots=2)
+    results.cancel(2)  # not taken yet
+    first = next(results)
+    assert first.index == 1
+    results.cancel(1)  # has ended
+    results.cancel(0)
+    rest = sorted(results, key=lambda r: r.index)
+    assert [r.index for r in rest] == [0, 2]
+    assert all(isinstance(r.error, CancelledError) for r in rest)
+    assert 0 < len(rest[0].tokens) < 60
+    assert reference(decoder, "the cat", 60).startswith(rest[0].text)
+
+
+def test_breaking_off_many_frees_the_memory(decoder: SpeculativeDecoder) -> None:
+    for result in decoder.generate_many([TextRequest("the cat", 60), TextRequest("the dog", 3)]):
+        assert result.index == 1
+        break
+    gc.collect()
+    assert decoder.engine.target.cache.nbytes == 0
+    results = decoder.generate_many([TextRequest("the cat", 60), TextRequest("the dog", 3)])
+    next(results)
+    expected = decoder.generate("the dog", max_new_tokens=25).text
+    with pytest.raises(RuntimeError, match="begun another text since"):
+        list(results)
+    assert decoder.generate("the dog", max_new_tokens=25).text == expected
+
+
+def test_memory_does_not_grow_with_the_queue(decoder: SpeculativeDecoder) -> None:
+    """What was served is forgotten: neither requests nor their counts are kept."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def requests() -> Iterator[TextRequest]:
+        for _ in range(60):
+            streamer = Keep()
+            alive.add(streamer)
+            yield TextRequest("the", 2, streamer=streamer)
+
+    most = 0
+    for _ in decoder.generate_many(requests(), slots=3):
+        gc.collect()
+        most = max(most, len(alive))
+    assert most <= 8
 
 
 # Faces

@@ -259,14 +259,56 @@ def test_text(decoder: SpeculativeDecoder) -> None:
         decoder.stream("the", max_new_tokens=-3)
     with pytest.raises(ValueError, match="has 128 positions"):
         decoder.generate("the", max_new_tokens=128)
-    with pytest.raises(ValueError, match="has 128 positions"):
-        decoder.generate_many([TextRequest("the", max_new_tokens=128)])
+    (result,) = decoder.generate_many([TextRequest("the", max_new_tokens=128)])
+    assert "has 128 positions" in str(result.error)
     with pytest.raises(ValueError, match="slots is 0; expected an integer of at least 1"):
         decoder.generate_many(["the"], slots=0)
     with pytest.raises(ValueError, match="a prompt is 7; expected a string, or a chat"):
         decoder.generate([7])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a prompt is None; expected a string, or a chat"):
-        decoder.generate_many([None])  # type: ignore[list-item]
+    (result,) = decoder.generate_many([None])  # type: ignore[list-item]
+    assert "a prompt is None; expected a string, or a chat" in str(result.error)
+
+
+def test_what_is_wrong_with_one_of_many(decoder: SpeculativeDecoder) -> None:
+    """A result with an error, and the others as ever."""
+    wrong: list[Any] = [
+        ("", "a prompt is empty"),
+        ({"prompt": "the", "max_tokens": 3}, "unknown key 'max_tokens'; did you mean 'max_new_tokens'?"),
+        ({"max_new_tokens": 3}, "a request has no prompt, but max_new_tokens"),
+        ({"prompt": "the", "sampling": {"temprature": 1.0}}, "unknown sampling setting 'temprature'"),
+        ({"prompt": "the", "sampling": 0.7}, "sampling is 0.7"),
+        ({"prompt": "the", "stop_strings": [""]}, "a stop string is empty"),
+        (TextRequest("the", max_new_tokens=-3), "max_new_tokens is -3"),
+        ([99999], "token id 99999"),
+        (7, "a prompt is 7"),
+    ]
+    given = [each for pair in wrong for each in (pair[0], {"prompt": "the cat", "max_new_tokens": 5})]
+    results = sorted(decoder.generate_many(given, slots=2), key=lambda r: r.index)
+    assert [r.index for r in results] == list(range(18))
+    for result, (prompt, message) in zip(results[::2], wrong, strict=True):
+        assert message in str(result.error)
+        assert (result.text, result.tokens) == ("", [])
+        has = isinstance(prompt, dict), isinstance(prompt, TextRequest)
+        assert result.prompt == (prompt.get("prompt") if has[0] else prompt.prompt if has[1] else prompt)
+    assert {(r.text, r.error, r.prompt) for r in results[1::2]} == {
+        (decoder.generate("the cat", max_new_tokens=5).text, None, "the cat")
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"page": 0}, "page is 0; expected an integer of at least 1"),
+        ({"rows": 0.5}, "rows is 0.5; expected an integer"),
+        ({"max_length": "8"}, "max_length is '8'"),
+        ({"memory": 0}, "memory is 0; expected bytes, an integer, or a share"),
+        ({"memory": 1.5}, "memory is 1.5"),
+        ({"memory": 100}, "memory for KV is 100 bytes, less than a page of 64 tokens takes"),
+    ],
+)
+def test_pools_that_cannot_be(decoder: SpeculativeDecoder, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        next(decoder.generate_many(["the"], **settings))
 
 
 def test_chats(decoder: SpeculativeDecoder) -> None:

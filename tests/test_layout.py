@@ -24,11 +24,24 @@ LEVELS = (
     {"tree", "sampling", "core"},  # core imports tree.token_tree, tree policies are written against core's contracts
     {"acceptance", "cache"},
     {
-        *("attention", "attention_operator", "packing", "probe", "inspection", "partial", "buckets", "packed_weights"),
+        *(
+            "attention",
+            "attention_operator",
+            "packing",
+            "chunks",
+            "probe",
+            "inspection",
+            "partial",
+            "buckets",
+            "packed_weights",
+        ),
         *("compiled", "exact", "target", "hub", "quantization", "registry", "loading", "heads"),
     },
-    {"request_stats", "metrics", "phase_clock", "request", "step", "capture", "decode"},
-    {"inputs", "text", "engine", "decoder", "api", "hf"},
+    {
+        *("request_stats", "metrics", "phase_clock", "request", "step", "capture", "decode", "pages", "scheduler"),
+        "serving",
+    },
+    {"inputs", "text", "pool", "many", "engine", "decoder", "api", "hf"},
     {"specdec"},  # specdec/__init__.py
 )
 # Where that says too little.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from specdec.chunks import Chunk
 from specdec.core import Verdict
 from specdec.engine import Engine
 from specdec.experiments.trace.record import Span, TracedStep
@@ -138,10 +139,10 @@ class WatchedStep(Step):
         self._heard = watched.heard
         super().__init__(engine.target, watched, rule, 1, max_length)
 
-    def __call__(self, slots: Sequence[int], lap: Lap) -> Tensor:
+    def __call__(self, slots: Sequence[int], lap: Lap, chunks: Sequence[Chunk] = ()) -> Tensor:
         """See Step."""
         self.clock.begin()
-        found = super().__call__(slots, self.clock.lap)
+        found = super().__call__(slots, self.clock.lap, chunks)
         self.steps[-1].spans += self.clock.spans
         lap("verify")  # the loop's own clock knows no phases of a step that is watched
         return found

@@ -31,6 +31,8 @@ class Sampler:
         self._texts: dict[int, list[int]] = {}  # slot -> prompt and text so far, kept up to date by the loop
         self._present: Tensor | None = None  # [B, V] bool: in the prompt or text; made when a penalty is first used
         self._stale = True  # settings have changed since the last step
+        # slot -> what its own processors raised, where somebody wants to know; else it is raised
+        self.failures: dict[int, Exception] | None = None
         self.all_greedy, self.some_greedy, self.penalised, self._filtered = True, True, False, False
         # Fixed buffers, which a CUDA graph may hold:
         self.seeds = torch.zeros(2, capacity, dtype=torch.int32, device=device)
@@ -60,6 +62,7 @@ class Sampler:
         self._params = [SamplingParams()] * len(self._params)
         self._processors.clear()
         self._texts.clear()
+        self.failures = None
         self.all_greedy, self.penalised, self._filtered, self._stale = True, False, False, True
 
     def stop(self, slot: int) -> None:
@@ -169,12 +172,17 @@ class Sampler:
         scores = scores.clone()
         for slot in slots:
             processors = self._processors.get(slot)
-            if processors is None:
+            if processors is None or (self.failures and slot in self.failures):
                 continue
-            for node, tokens in enumerate(path[slot].tolist()):
-                text = self._texts[slot] + [t for t in tokens if t >= 0]
-                ids = torch.tensor([text], device=scores.device)  # [1, L]
-                scores[slot, node] = processors(ids, scores[slot, node][None])[0]
+            try:
+                for node, tokens in enumerate(path[slot].tolist()):
+                    text = self._texts[slot] + [t for t in tokens if t >= 0]
+                    ids = torch.tensor([text], device=scores.device)  # [1, L]
+                    scores[slot, node] = processors(ids, scores[slot, node][None])[0]
+            except Exception as error:
+                if self.failures is None:
+                    raise
+                self.failures.setdefault(slot, error)
         return scores
 
     def at(self, positions: Tensor, max_depth: int, slots: Sequence[int]) -> StepSampling:

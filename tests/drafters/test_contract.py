@@ -174,6 +174,23 @@ def test_entering_one_by_one_or_together(forgetful: Drafter) -> None:
         assert trace(one_by_one, slot, 2) == trace(together, slot, 2)
 
 
+def test_an_empty_prompt(forgetful: Drafter, mode: tuple[SamplingParams, bool]) -> None:
+    """In flight, a request of one token has nothing before its root; what was in the slot before is forgotten."""
+    used = Harness(forgetful, 3, VOCAB, *mode)
+    used.enter([0, 2], [PROMPTS[4], PROMPTS[2]])
+    trace(used, 0, 4)
+    used.leave(0)
+    used.enter([0, 1], [[], PROMPTS[3]])
+    fresh = Harness(forgetful, 1, VOCAB, *mode)
+    fresh.enter([0], [[]])
+    for _ in range(4):
+        roots = used.roots.clone()
+        text = list(used.texts[0])
+        tree = used.step()
+        check_tree(tree, used, roots)
+        assert (text, tree.paths(0)) == trace(fresh, 0, 1)[0]
+
+
 class Asked:
     """The drafter, asked for so many levels."""
 

@@ -1,0 +1,220 @@
+"""Who is served next, what is read of whose prompt, and whose pages are taken away. Bookkeeping alone: no tensors.
+
+A job waits, is read in chunks, runs, and ends. It is admitted in the order of its arrival, when there are a slot and
+pages for its tokens. What it may write at the next step has pages before the step. Where there are none left, the job
+that was admitted last is preempted: it lets go of its pages, goes to the front of the queue, and is read again with the
+text that it has. The first one admitted is never preempted for another's sake, so something always ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from specdec.pages import ROOT, PagePool
+
+LEAST_ROWS = 16  # of chunks in a step, however many rows the trees have
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A text in the making.
+
+    Attributes:
+        ids: prompt and text so far; whoever made the job appends to it.
+        most: tokens that it can have at most.
+        slot: where it is; -1 for nowhere.
+        pages: that it holds, in order of the text.
+        keys: of the first of these, which are full and known.
+        length: committed tokens, as far as the host knows.
+        goal: tokens to read before it runs: all but the last, which is the root of its first tree.
+        shared: tokens that were found in pages of others, all admissions together.
+        preemptions: how often it was sent back.
+        copy: (from page, to page, tokens), to be done before anything is written.
+    """
+
+    ids: list[int]
+    most: int
+    slot: int = -1
+    pages: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    length: int = 0
+    goal: int = 0
+    shared: int = 0
+    preemptions: int = 0
+    copy: tuple[int, int, int] | None = None
+
+    @property
+    def reading(self) -> bool:
+        """Whether it has not been read to its goal."""
+        return self.length < self.goal
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+
+class Scheduler(Generic[AnyJob]):
+    """See the module.
+
+    Args:
+        pool: of pages.
+        slots: how many.
+        room: places behind a text that a step may write to.
+        late: places more that it may write to before the host knows how far it has come.
+        rows: of one forward pass, trees and chunks together; trees always run.
+        tree_rows: of one tree, at most.
+        sharing: whether texts share pages with the same beginning.
+    """
+
+    def __init__(
+        self,
+        pool: PagePool,
+        slots: int,
+        room: int,
+        *,
+        rows: int,
+        tree_rows: int,
+        late: int = 0,
+        sharing: bool = True,
+    ):
+        self.pool, self.room, self.late = pool, room, late
+        self.rows, self.tree_rows, self.sharing = rows, tree_rows, sharing
+        self.waiting: deque[AnyJob] = deque()
+        self.running: list[AnyJob] = []  # in the order in which they were admitted
+        self._slots = list(range(slots - 1, -1, -1))
+        self._refused: tuple[AnyJob, int] | None = None  # who was not admitted, with how many pages available
+
+    @property
+    def free_slots(self) -> int:
+        """Slots without a job."""
+        return len(self._slots)
+
+    def places(self, length: int) -> int:
+        """Places that a text of so many committed tokens needs at a step."""
+        return length + self.late + self.room
+
+    def fits(self, job: AnyJob) -> bool:
+        """Whether it could be served to its end by itself."""
+        return self.pool.pages_for(self.places(job.most - 1)) <= self.pool.pages  # the last token is never committed
+
+    def admit(self) -> AnyJob | None:
+        """The first that waits enters a slot, if there are one and pages enough; beside others, with one to spare for
+        each of them, which they will want soon."""
+        if not self.waiting or not self._slots or self._refused == (self.waiting[0], self.pool.available):
+            return None
+        job = self.waiting[0]
+        job.goal = len(job.ids) - 1
+        match = self.pool.match(job.ids[: job.goal - 1]) if self.sharing and job.goal > 1 else None  # one is read
+        pages = match.pages if match else []
+        need = self.pool.pages_for(self.places(job.goal)) - len(pages)
+        for page in pages:
+            self.pool.hold(page)
+        if need + len(self.running) > self.pool.available:
+            self.pool.drop(pages)
+            self._refused = job, self.pool.available
+            return None
+        job.pages, job.keys = list(pages), list(match.keys) if match else []
+        partial, copied = (match.partial, match.copied) if match else (-1, 0)
+        if copied:
+            self.pool.hold(partial)
+            if need > self.pool.available:  # it is not worth another page
+                self.pool.drop([partial])
+                copied = 0
+        job.pages += [self.pool.take() for _ in range(need)]
+        job.copy = None
+        if copied:  # what is in the page stays until something new is written, and the copy comes first
+            self.pool.drop([partial])
+            job.copy = partial, job.pages[len(pages)], copied
+        job.length = len(pages) * self.pool.size + copied
+        job.shared += job.length
+        job.slot = self._slots.pop()
+        self.waiting.popleft()
+        self.running.append(job)
+        return job
+
+    def reserve(self) -> tuple[list[tuple[AnyJob, int]], list[tuple[AnyJob, int]]]:
+        """Pages for all that the next step may write, of the first admitted first.
+
+        Returns:
+            Jobs with new pages, and how many they had before; jobs that have been preempted, and their slots.
+        """
+        grown: list[tuple[AnyJob, int]] = []
+        preempted: list[tuple[AnyJob, int]] = []
+        for job in list(self.running):
+            if job.slot < 0:
+                continue
+            had = len(job.pages)
+            need = self.pool.pages_for(self.places(max(job.length, job.goal)))
+            while job.slot >= 0 and len(job.pages) < need:
+                if self.pool.available:
+                    job.pages.append(self.pool.take())
+                    continue
+                last = self.running[-1]
+                preempted.append((last, last.slot))
+                self._release(last)
+                last.preemptions += 1
+                self.waiting.appendleft(last)
+            if job.slot >= 0 and len(job.pages) > had:
+                grown.append((job, had))
+        return grown, preempted
+
+    def must_preempt(self) -> bool:
+        """Whether `reserve` would preempt now."""
+        missing = [self.pool.pages_for(self.places(max(j.length, j.goal))) - len(j.pages) for j in self.running]
+        return sum(max(m, 0) for m in missing) > self.pool.available
+
+    def chunks(self) -> list[tuple[AnyJob, int]]:
+        """What is read at the next step: jobs, the first admitted first, and how many tokens of each."""
+        trees = sum(not job.reading for job in self.running)
+        left = max(self.rows - trees * self.tree_rows, LEAST_ROWS)
+        chosen = []
+        for job in self.running:
+            if job.reading and left > 0:
+                count = min(job.goal - job.length, left)
+                chosen.append((job, count))
+                left -= count
+        return chosen
+
+    def committed(self, job: AnyJob, length: int) -> None:
+        """The first `length` tokens of the job's ids are committed; pages that are full now may be shared."""
+        job.length = length
+        if not self.sharing:
+            return
+        size = self.pool.size
+        while (number := len(job.keys)) < length // size:
+            parent = job.keys[-1] if job.keys else ROOT
+            tokens = job.ids[number * size : (number + 1) * size]
+            job.keys.append(self.pool.remember(parent, tokens, job.pages[number]))
+
+    def leave(self, job: AnyJob) -> None:
+        """It has ended, wherever it is."""
+        if job.slot >= 0:
+            self._release(job)
+        elif job in self.waiting:
+            self.waiting.remove(job)
+
+    def _release(self, job: AnyJob) -> None:
+        self.running.remove(job)
+        self.pool.drop(job.pages)
+        self._slots.append(job.slot)
+        job.slot, job.pages, job.keys, job.length, job.copy = -1, [], [], 0, None
+
+    def check(self) -> None:
+        """Every held page is accounted for.
+
+        Raises:
+            AssertionError: the books are wrong.
+        """
+        self.pool.check()
+        held: dict[int, int] = {}
+        for job in self.running:
+            assert len(set(job.pages)) == len(job.pages)
+            for page in job.pages:
+                held[page] = held.get(page, 0) + 1
+        assert held == self.pool._holders
+        assert len({job.slot for job in self.running}) == len(self.running)
+        assert all(job.slot < 0 and not job.pages for job in self.waiting)
+        for job in self.running:  # what a step may write to belongs to one text alone
+            for page in job.pages[job.length // self.pool.size :]:
+                assert held[page] == 1

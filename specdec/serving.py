@@ -1,0 +1,270 @@
+"""In-flight batching: requests enter and leave at every step, in pages that they are given as they need them.
+
+A request's prompt but for its last token is read in chunks, beside the trees of the others; its last token is the root
+of its first tree, so that its first token comes from an ordinary step. What goes wrong in one request (its logits
+processor, its streamer, its criteria, NaN logits) ends that one alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specdec.chunks import Chunk
+from specdec.decode import Decoding, Emission, Flight
+from specdec.metrics import DecodingStats
+from specdec.request import Generation, Request
+from specdec.request_stats import RequestStats
+from specdec.scheduler import Job, Scheduler
+from specdec.step import Step, on
+
+Arrival = tuple[Request, Exception | None]  # what is wrong with it, if it is known
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Served(Job):
+    """A request, and what its drafter is to know of its prompt: the target's hidden states by layer, piece by piece,
+    `[n, H]` each, and its logits `[V]` after the last piece."""
+
+    generation: Generation
+    hidden: dict[int, list[Tensor]] = field(default_factory=dict)
+    logits: Tensor | None = None
+
+
+class Serving(Decoding):
+    """Requests that are read, decoded and ended.
+
+    Args:
+        run: the step, with pages.
+        requests: what comes; looked at when there is a slot for it.
+        scheduler: decides who is where.
+        stats: where counts and times go.
+        keep: put every request's own into `stats`, too; else it grows by none.
+        cancelled: numbers of requests that are to end; read at every turn.
+
+    Attributes:
+        ended: requests that have ended, and have not been handed out.
+    """
+
+    def __init__(
+        self,
+        run: Step,
+        requests: Iterator[Arrival],
+        scheduler: Scheduler[Served],
+        stats: DecodingStats,
+        keep: bool,
+        cancelled: set[int],
+    ):
+        super().__init__(run, stats)
+        self.scheduler, self.keep, self.cancelled = scheduler, keep, cancelled
+        self.ended: list[Generation] = []
+        self._requests, self._more, self._arrived = requests, True, 0
+        self._jobs: dict[int, Served] = {}
+        run.sampler.failures = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self._more or self._jobs)
+
+    @torch.inference_mode()
+    def turn(self) -> None:
+        """Let requests leave and enter, then move all of them on by a step."""
+        for index in list(self.cancelled):
+            if index in self._jobs:
+                self._stop(self._jobs[index], CancelledError(f"request {index} was cancelled"))
+            elif index < self._arrived:  # it has ended
+                self.cancelled.discard(index)
+        self._reserve()
+        self._admit()
+        chunks = [
+            (job, Chunk(job.slot, job.ids[job.length : job.length + count], job.length + count == job.goal))
+            for job, count in self.scheduler.chunks()
+        ]
+        if self.serving:
+            self.step([chunk for _, chunk in chunks])
+        else:
+            self.land()
+            if chunks:
+                self.clock.lap("host")
+                self.run.read([chunk for _, chunk in chunks])
+                self.clock.lap("prefill")
+        for job, chunk in chunks:
+            for layer, rows in chunk.hidden.items():
+                job.hidden.setdefault(layer, []).append(rows)
+            job.logits = chunk.logits
+            self.scheduler.committed(job, job.length + len(chunk.tokens))
+        self._start([job for job, _ in chunks if not job.reading])
+        self.clock.lap("host")
+
+    @torch.inference_mode()
+    def close(self) -> None:
+        """Let go of everything, whatever was not finished."""
+        for job in list(self._jobs.values()):
+            self._stop(job, CancelledError("nobody waits for this request any more"))
+        self.run.sampler.failures = None
+
+    def _reserve(self) -> None:
+        """Pages for the next step. Who loses his own has to have all that was decided for him."""
+        if self.scheduler.must_preempt():
+            self.land()
+        grown, preempted = self.scheduler.reserve()
+        for job, slot in preempted:
+            self._empty(slot)
+            job.generation.stats.preemptions = job.preemptions
+        for job, had in grown:
+            self.run.target.cache.give(job.slot, job.pages[had:], had)
+
+    def _admit(self) -> None:
+        """Those for whom there are a slot and pages; what is refused ends at once."""
+        ready = []
+        while True:
+            if not self.scheduler.waiting and self.scheduler.free_slots and self._more and not self.ended:
+                self._arrive()
+            if (job := self.scheduler.admit()) is not None:
+                self._enter(job)
+                ready += [] if job.reading else [job]
+            elif self.scheduler.waiting or not self.scheduler.free_slots or not self._more or self.ended:
+                break
+        self._start(ready)
+
+    def _arrive(self) -> None:
+        """Take the next request from the queue."""
+        found = next(self._requests, None)
+        if found is None:
+            self._more = False
+            return
+        (request, error), index = found, self._arrived
+        self._arrived += 1
+        stats = RequestStats(prompt_tokens=len(request.prompt), first_tokens=0, start=time.perf_counter())
+        generation = Generation(index, request, list(request.prompt), stats)
+        job = Served(generation.ids, len(request.prompt) + request.max_new_tokens, generation=generation)
+        self._jobs[index] = job
+        if self.keep:
+            self.stats.requests.append(stats)
+        if error is None:
+            error = self._refusal(job)
+        if error is None and request.streamer is not None:
+            try:
+                request.streamer.put(torch.tensor(request.prompt))
+            except Exception as raised:
+                error = raised
+        if error is not None or request.max_new_tokens == 0:
+            self._end(generation, error)
+        else:
+            self.scheduler.waiting.append(job)
+
+    def _refusal(self, job: Served) -> Exception | None:
+        index = job.generation.index
+        if index in self.cancelled:
+            return CancelledError(f"request {index} was cancelled")
+        if job.most > self.run.max_length:
+            return ValueError(
+                f"prompt plus new tokens make {job.most} tokens, but this run was begun for {self.run.max_length}; "
+                "give generate_many a larger max_length, shorten the prompt or lower max_new_tokens"
+            )
+        if not self.scheduler.fits(job):
+            pool = self.scheduler.pool
+            return ValueError(
+                f"prompt plus new tokens make {job.most} tokens, which with room for drafts are more than all "
+                f"{pool.pages} pages of {pool.size} tokens can hold; give generate_many more memory, shorten the "
+                "prompt or lower max_new_tokens"
+            )
+        return None
+
+    def _enter(self, job: Served) -> None:
+        """A job was given a slot and pages."""
+        cache, stats = self.run.target.cache, job.generation.stats
+        if not job.preemptions:
+            stats.queued = time.perf_counter() - stats.start
+        stats.shared_tokens = job.shared
+        cache.release(job.slot)
+        cache.give(job.slot, job.pages)
+        if job.copy is not None:
+            cache.copy_page(*job.copy)
+        if job.length:
+            numbers = torch.tensor([job.slot, job.length], device=cache.device)
+            cache.append(numbers[:1], numbers[1:])
+        job.hidden, job.logits = {layer: [] for layer in self.run.target.hidden_layers}, None
+
+    def _start(self, jobs: Sequence[Served]) -> None:
+        """Prompts have been read, all but their last tokens: their drafters begin."""
+        if not jobs:
+            return
+        run, slots = self.run, [job.slot for job in jobs]
+        self.clock.lap("host")
+        layers = run.target.hidden_layers
+        hidden = {layer: [job.hidden[layer] for job in jobs] for layer in layers}
+        output = run.target.gathered([job.logits for job in jobs], hidden)
+        run.drafter.start(run.state, slots, [job.ids[:-1] for job in jobs], output)
+        for job in jobs:
+            request = job.generation.request
+            run.sampler.start(job.slot, request.sampling, job.ids, request.processors)
+            self.slots[job.slot] = job.generation
+            job.hidden, job.logits = {}, None
+        run.roots[slots] = torch.tensor([job.ids[-1] for job in jobs], device=run.roots.device)
+        self.clock.lap("prefill")
+
+    def _collect(self, flight: Flight) -> list[Emission]:
+        """See Decoding. What a request's processors raised ends it before its tokens, drawn without them, count."""
+        failures, self.run.sampler.failures = self.run.sampler.failures or {}, {}
+        for slot, error in failures.items():
+            if (generation := self.slots[slot]) is not None:
+                self._fail(slot, generation, error)
+        return super()._collect(flight)
+
+    def _emit(self, slot: int, generation: Generation, tokens: list[int]) -> Emission:
+        before = len(generation.ids)
+        try:
+            kept = super()._emit(slot, generation, tokens)[1]
+            if generation.request.streamer is not None and kept:
+                generation.request.streamer.put(torch.tensor(kept))
+        except Exception as error:
+            self._fail(slot, generation, error)
+            return generation, generation.ids[before:]
+        self.scheduler.committed(self._jobs[generation.index], len(generation.ids) - 1)
+        if generation.finished:
+            self._end(generation, None)
+        return generation, kept
+
+    def _fail(self, slot: int, generation: Generation, error: Exception) -> None:
+        """See Decoding: the others go on."""
+        self._stop(self._jobs[generation.index], error)
+
+    def _stop(self, job: Served, error: Exception) -> None:
+        """Wherever it is."""
+        if job.slot >= 0:
+            self._empty(job.slot)
+        self._end(job.generation, error)
+
+    def _end(self, generation: Generation, error: Exception | None) -> None:
+        """It is not served any more; its slot has been emptied."""
+        generation.finished, generation.error = True, error
+        self.scheduler.leave(self._jobs.pop(generation.index))
+        self.cancelled.discard(generation.index)
+        if generation.request.streamer is not None:
+            try:
+                generation.request.streamer.end()
+            except Exception as raised:
+                generation.error = error or raised
+        self.ended.append(generation)
+
+
+def serve(serving: Serving) -> Generator[Generation, None, None]:
+    """Every request as it ends, until all have."""
+    try:
+        while not serving.done:
+            with on(serving.run.roots.device):
+                serving.turn()
+            ended, serving.ended = serving.ended, []
+            yield from ended
+            serving.clock.skip()
+        serving.clock.finish()
+    finally:
+        with on(serving.run.roots.device):
+            serving.close()

@@ -1,0 +1,224 @@
+"""Pages and the scheduler: whatever happens, every page is in one place, and in the end nobody holds one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from specdec.pages import ROOT, PagePool
+from specdec.scheduler import Job, Scheduler
+
+
+def filled(pool: PagePool, tokens: list[int]) -> list[int]:
+    """A text's full pages, taken and known."""
+    pages, parent = [], ROOT
+    for first in range(0, len(tokens) - pool.size + 1, pool.size):
+        pages.append(pool.take())
+        parent = pool.remember(parent, tokens[first : first + pool.size], pages[-1])
+    return pages
+
+
+def test_a_known_beginning_is_found_and_a_page_of_it_in_part() -> None:
+    pool = PagePool(6, 4)
+    pages = filled(pool, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
+    found = pool.match([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 99])
+    assert (found.pages, found.partial, found.copied) == (pages[:2], pages[2], 2)
+    assert pool.match([1, 2, 3]).copied == 3
+    assert pool.match([2, 2, 3, 4]).pages == []
+    assert pool.match([5, 6, 7, 8]).pages == []  # known after other tokens only
+    assert pool.match([]).copied == 0
+
+
+def test_the_same_tokens_after_other_tokens_are_another_page() -> None:
+    pool = PagePool(4, 2)
+    one, other = filled(pool, [1, 2, 7, 7]), filled(pool, [3, 4, 7, 7])
+    assert pool.match([1, 2, 7, 7]).pages == one
+    assert pool.match([3, 4, 7, 7]).pages == other
+
+
+def test_what_was_let_go_first_is_evicted_first_and_ends_before_beginnings() -> None:
+    pool = PagePool(4, 2)
+    old, new = filled(pool, [1, 2, 3, 4]), filled(pool, [5, 6, 7, 8])
+    pool.drop(old)
+    pool.drop(new)
+    assert pool.available == 4
+    assert pool.take() == old[1]
+    assert pool.match([1, 2, 3, 4]).pages == old[:1]
+    for page in old[:1]:
+        pool.hold(page)  # wanted again: no longer the next to go
+    assert pool.take() == new[1]
+    assert pool.take() == new[0]
+    assert pool.match([5, 6]).pages == []
+    with pytest.raises(IndexError, match="all 4 pages are held"):
+        pool.take()
+    pool.check()
+
+
+def test_two_pages_with_the_same_tokens() -> None:
+    """The first stays known; the second goes back as one that nobody knows."""
+    pool = PagePool(3, 2)
+    first, second = filled(pool, [1, 2]), filled(pool, [1, 2])
+    assert pool.match([1, 2]).pages == first
+    pool.drop(second)
+    pool.drop(first)
+    pool.check()
+    assert pool.available == 3
+
+
+def test_mistakes_are_noticed() -> None:
+    pool = PagePool(2, 2)
+    page = pool.take()
+    with pytest.raises(ValueError, match="is not full"):
+        pool.hold(page)
+    pool.drop([page])
+    with pytest.raises(ValueError, match="dropped more often than it was taken"):
+        pool.drop([page])
+
+
+class Serving(RuleBasedStateMachine):
+    """The scheduler as the loop uses it: jobs come, are read, write, end, are cancelled, and are preempted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = random.Random(0)
+        self.size, self.room = 3, 4
+        self.pool = PagePool(14, self.size, first=1)
+        self.scheduler: Scheduler[Job] = Scheduler(self.pool, 4, self.room, rows=20, tree_rows=4, late=0)
+        self.jobs: list[Job] = []
+        self.written: dict[int, tuple[int, ...]] = {}  # page -> all tokens up to its end, as committed
+        self.arrivals: list[Job] = []
+
+    @rule(length=st.integers(1, 20), new=st.integers(1, 14), same=st.integers(0, 20))
+    def arrive(self, length: int, new: int, same: int) -> None:
+        ids = [1 + i % 5 for i in range(min(same, length))]
+        ids += [self.random.randrange(1, 6) for _ in range(length - len(ids))]
+        job = Job(ids, length + new)
+        if self.scheduler.fits(job):
+            self.scheduler.waiting.append(job)
+            self.jobs.append(job)
+            self.arrivals.append(job)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(self.jobs))
+        self.scheduler.leave(job)
+        self.jobs.remove(job)
+
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        scheduler = self.scheduler
+        must = scheduler.must_preempt()
+        before = list(scheduler.running)
+        grown, lost = scheduler.reserve()
+        preempted = [job for job, _ in lost]
+        assert must == bool(preempted)
+        assert preempted == before[::-1][: len(preempted)], "the last admitted go first"
+        assert list(scheduler.waiting)[: len(preempted)] == preempted[::-1]
+        for job, had in grown:
+            assert had < len(job.pages)
+        while (entered := scheduler.admit()) is not None:
+            self._look_at(entered)
+        assert scheduler.running or not scheduler.waiting, "somebody always runs"
+        chunks = scheduler.chunks()
+        trees = sum(not job.reading for job in scheduler.running)
+        assert sum(count for _, count in chunks) <= max(20 - 4 * trees, 16)
+        assert bool(chunks) == any(job.reading for job in scheduler.running)
+        reading = [job for job in scheduler.running if job.reading]
+        assert [job for job, _ in chunks] == reading[: len(chunks)], "the first admitted are read first"
+        running = [job for job in scheduler.running if not job.reading]
+        for job in scheduler.running:
+            assert len(job.pages) * self.size >= job.length + self.room
+        for job, count in chunks:
+            self._commit(job, job.length + count)
+        for job in running:
+            count = data.draw(st.integers(1, 4))
+            job.ids += [data.draw(st.integers(1, 5)) for _ in range(count)][: job.most - len(job.ids)]
+            self._commit(job, len(job.ids) - 1)
+            if len(job.ids) >= job.most:
+                scheduler.leave(job)
+                self.jobs.remove(job)
+
+    def _look_at(self, job: Job) -> None:
+        """What a job finds in its pages is its own text."""
+        known = tuple(job.ids[: job.length])
+        for number in range(job.length // self.size):
+            assert self.written[job.pages[number]] == known[: (number + 1) * self.size]
+        if job.copy is not None:
+            source, target, count = job.copy
+            assert target == job.pages[job.length // self.size]
+            assert self.written[source][: job.length] == known
+            assert count == job.length % self.size
+        assert job.length <= max(job.goal - 1, 0)
+
+    def _commit(self, job: Job, length: int) -> None:
+        """What is written where, and that no page which another text holds is written to."""
+        for place in range(job.length, length):
+            page = job.pages[place // self.size]
+            assert self.pool._holders[page] == 1
+            self.written[page] = tuple(job.ids[: place + 1])
+        self.scheduler.committed(job, length)
+
+    @invariant()
+    def books_are_right(self) -> None:
+        self.scheduler.check()
+        for page, known in self.pool._known.items():
+            assert self.written[page][-self.size :] == tuple(known.tokens)
+
+    def teardown(self) -> None:
+        for job in self.jobs:
+            self.scheduler.leave(job)
+        self.pool.check()
+        assert self.pool.held == 0
+        assert self.pool.available == 14
+        assert self.scheduler.free_slots == 4
+
+
+Serving.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestServing = Serving.TestCase
+
+
+def test_first_come_first_served_and_nobody_starves() -> None:
+    """A large one at the head of the queue is waited for, though small ones behind it would fit."""
+    pool = PagePool(10, 4)
+    scheduler: Scheduler[Job] = Scheduler(pool, 8, 4, rows=32, tree_rows=4)
+    small, large, late = Job([1] * 20, 30), Job([2] * 24, 30), Job([3] * 2, 8)
+    scheduler.waiting.extend([small, large, late])
+    assert scheduler.admit() is small
+    assert scheduler.admit() is None
+    assert list(scheduler.waiting) == [large, late]
+    scheduler.leave(small)
+    assert scheduler.admit() is large
+    assert scheduler.admit() is late
+
+
+def test_the_first_admitted_is_never_preempted() -> None:
+    pool = PagePool(6, 4)
+    scheduler: Scheduler[Job] = Scheduler(pool, 2, 4, rows=32, tree_rows=4, sharing=False)
+    first, second = Job([1] * 5, 21), Job([2] * 5, 21)
+    scheduler.waiting.extend([first, second])
+    assert scheduler.fits(first)
+    while scheduler.admit():
+        pass
+    preempted = 0
+    while first in scheduler.running:
+        gone = scheduler.reserve()[1]
+        preempted += len(gone)
+        assert first not in [job for job, _ in gone]
+        for job in scheduler.running:
+            job.ids.append(7)
+            scheduler.committed(job, len(job.ids) - 1)
+        if len(first.ids) == first.most:
+            scheduler.leave(first)
+        scheduler.check()
+    assert preempted >= 1
+
+
+def test_what_is_larger_than_the_pool_does_not_fit() -> None:
+    scheduler: Scheduler[Job] = Scheduler(PagePool(4, 4), 2, 4, rows=32, tree_rows=4)
+    assert scheduler.fits(Job([1], 13))
+    assert not scheduler.fits(Job([1], 14))
