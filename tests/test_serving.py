@@ -218,7 +218,7 @@ class Captured(CapturedStep):
     """Its graphs are functions that write into the tensors they returned first."""
 
     def __init__(self, *parts: Any, paging: Paging):
-        super().__init__(*parts, Graphs(Replayed), paging)
+        super().__init__(*parts, graphs=Graphs(Replayed), paging=paging)
 
 
 @pytest.mark.parametrize("name", ["ngram", "draft_model", "eagle", "early_exit", "lookahead"])
