@@ -6,7 +6,7 @@ time.
 A `specdec run` (experiments/README.md) of plain decoding, prompt lookup and a draft model on each engine, all on as
 many threads; then the tokens per second of ours over theirs. Ratios have 95 % bootstrap intervals over prompts, and
 texts are compared with plain decoding's. `measured twice` is how far plain decoding here is from itself. Without --vllm
-only transformers runs. The last line of stdout is the result as JSON.
+only transformers runs; --compile compiles our passes, too, for minutes. The last line of stdout is the result as JSON.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("outputs/peers"), help="of the run, which goes on if stopped"
     )
+    parser.add_argument("--compile", action="store_true", help="our passes; vLLM's are by themselves")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     engines = {"transformers": f"{{_target_: {TRANSFORMERS}}}"}
@@ -55,9 +56,14 @@ def main() -> None:
         engines["vllm"] = f"{{_target_: {VLLM}, python: {options.vllm}}}"
     given = [f"target.name={options.target}", f"data.per_category={options.per_category}", "drafter=none", "name=peers"]
     given += [f"measure.max_new_tokens={options.tokens}", f"measure.repeats={options.repeats}", "measure.noise=true"]
-    given += [f"measure.threads={options.threads}", f"hydra.run.dir={options.folder}"]
+    given += [
+        f"backend.compile={str(options.compile).lower()}",
+        f"measure.threads={options.threads}",
+        f"hydra.run.dir={options.folder}",
+    ]
     for drafter, spec in DRAFTERS.items():
-        given += [f"+methods.{drafter}={{drafter: {spec}}}"] * (drafter != "none")  # which is the baseline
+        ours = spec.replace("tree: chain", f"tree: chain, compile: {str(options.compile).lower()}")
+        given += [f"+methods.{drafter}={{drafter: {ours}}}"] * (drafter != "none")  # which is the baseline
         given += [f"+methods.{name}_{drafter}={{drafter: {spec}, backend: {b}}}" for name, b in engines.items()]
     if (code := specdec(["run", *given])) not in (0, 3):  # 3: a text differs, which the table says
         sys.exit(code)

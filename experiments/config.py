@@ -61,6 +61,7 @@ class RunConfig:
     predict: Predict | None = None
     machine: str | None = None
     allow_targets: tuple[str, ...] = ()
+    compile: bool = False
     resolved: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -85,7 +86,7 @@ class RunConfig:
         check_models({"target": raw["target"]})
         measure = raw.get("measure") or {}
         check_keys(measure, {f.name for f in fields(Measure)}, "setting of measure")
-        backend, exact = _backend(
+        backend, exact, compile = _backend(
             {"attention": "auto"} if other_backend(raw.get("backend"), allowed) else raw.get("backend")
         )
         stream = raw.get("stream")
@@ -106,6 +107,7 @@ class RunConfig:
             tracker=dict(raw["tracker"]),
             backend=backend,
             exact=exact,
+            compile=compile,
             measure=checked,
             stream=stream,
             trace=_trace(raw.get("trace")),
@@ -117,16 +119,18 @@ class RunConfig:
         )
 
 
-def _backend(raw: Any) -> tuple[str, bool]:
-    """The attention backend, and whether the target is exact."""
-    check_keys(raw, {"attention", "exact"}, "setting of backend")
-    name, exact = str(raw["attention"]), raw.get("exact", False)
-    if type(exact) is not bool:
-        raise ValueError(f"backend.exact is {exact!r}; expected true or false")
+def _backend(raw: Any) -> tuple[str, bool, bool]:
+    """The attention backend, whether the target is exact, and whether it is compiled."""
+    check_keys(raw, {"attention", "exact", "compile"}, "setting of backend")
+    name = str(raw["attention"])
+    chosen = {key: raw.get(key, False) for key in ("exact", "compile")}
+    for key, value in chosen.items():
+        if type(value) is not bool:
+            raise ValueError(f"backend.{key} is {value!r}; expected true or false")
     backend = choose_backend(name, loading.choose_device("auto"))
-    if exact:
-        check_settings(backend, compile=False)
-    return name, exact
+    if chosen["exact"]:
+        check_settings(backend, chosen["compile"])
+    return name, chosen["exact"], chosen["compile"]
 
 
 def _machine(raw: Any) -> str | None:

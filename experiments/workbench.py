@@ -110,12 +110,16 @@ def build(config: RunConfig) -> Bench:
                 method.acceptance,
                 backend=attention or config.backend,
                 exact=config.exact,
+                compile=config.compile,
                 allow_targets=config.allow_targets,
             )
         except ValueError as error:
             raise ValueError(f"method {method.name}: {error}") from error
 
     engines = {method.name: make(method) for method in config.methods if method.backend is None}
+    for method in config.methods if config.compile else ():
+        if method.backend is None:
+            engines[method.name].warmup(method.batch)
 
     def drafting(draft: Draft) -> Any:
         return bound_drafter(model, _with_models(draft.settings, loaded), draft.tree, config.allow_targets)

@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from specdec import loading, registry
-from specdec.experiments import measure
+from specdec.experiments import measure, workbench
 from specdec.experiments.cli import main
 from specdec.experiments.lossless import Check
 from specdec.experiments.machine_noise import noise_of
@@ -334,9 +334,31 @@ def test_backends_that_cannot_be_exact(specdec_run, capsys):
     for given, told in (
         (("backend=sdpa", "backend.exact=true"), "exact=True needs an attention backend"),
         (("backend.exact=1",), "backend.exact is 1; expected true or false"),
+        (("backend.exact=true", "backend.compile=true"), "cannot be combined with compile"),
+        (("backend.compile=1",), "backend.compile is 1; expected true or false"),
     ):
         assert specdec_run("drafter=ngram", *given)[0] == 1
         assert told in capsys.readouterr().err
+
+
+def test_compiled_engines_are_warmed_up_before_anything_is_measured(specdec_run, monkeypatch):
+    """Which takes minutes; here they only say that they were."""
+    made = []
+
+    class Recorded(workbench.Engine):
+        def __init__(self, *args, compile, **settings):
+            super().__init__(*args, **settings)
+            made.append([compile])
+
+        def warmup(self, *slots):
+            made[-1].append(slots)
+
+    monkeypatch.setattr(workbench, "Engine", Recorded)
+    assert specdec_run("drafter=ngram", "data.limit=1")[0] == 0
+    assert made == [[False], [False]]
+    made.clear()
+    assert specdec_run("drafter=none", "data.limit=1", "backend.compile=true", "hydra.run.dir=other")[0] == 0
+    assert made[-1] == [True, (1,)]
 
 
 @pytest.mark.skipif(not SPEC_BENCH.exists(), reason="Spec-Bench's questions are not shipped")
