@@ -217,8 +217,10 @@ def test_exact_mode_keeps_its_bits_in_flight(drafter: Drafter) -> None:
 class Captured(CapturedStep):
     """Its graphs are functions that write into the tensors they returned first."""
 
-    def __init__(self, *parts: Any, paging: Paging):
-        super().__init__(*parts, graphs=Graphs(Replayed), paging=paging)
+    def __init__(
+        self, target: Target, drafter: Drafter, rule: AcceptanceRule, capacity: int, max_length: int, paging: Paging
+    ):
+        super().__init__(target, drafter, rule, capacity, max_length, Graphs(Replayed), paging)
 
 
 @pytest.mark.parametrize("name", ["ngram", "draft_model", "eagle", "early_exit", "lookahead"])
