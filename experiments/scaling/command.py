@@ -25,7 +25,6 @@ from specdec.experiments.validation import check_models, refuse_missing
 
 Json = dict[str, Any]
 OTHERS = ("drafter", "tree", "methods", "only", "predict", "stream", "trace", "transformers_batch", "grid", "machine")
-PLAIN_BACKEND = {"attention": "auto", "exact": False}
 
 
 def run_scaling(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], console: Console) -> Json:
@@ -37,7 +36,7 @@ def run_scaling(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str
     settings, allowed = Settings.parse(raw["scaling"]), tuple(raw.get("allow_targets") or ())
     if given := [name for name in OTHERS if raw.get(name)]:
         raise ValueError(f"scaling times steps without drafts and prompts: take {', '.join(given)} out")
-    if raw.get("backend") != PLAIN_BACKEND:
+    if raw.get("backend") != registry.read_yaml("backend", "auto"):
         raise ValueError("scaling times the attention that backend=auto chooses: take backend out")
     refuse_missing(raw["target"], "target")
     registry.check(raw["target"], allowed, "target")
