@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -22,6 +22,7 @@ from specdec.request import Request
 from specdec.sampling import SamplingParams
 from specdec.serving import Arrival
 from specdec.text import TextPieces
+from specdec.turn import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class SpeculativeDecoder:
 
     def generate_many(
         self,
-        requests: Iterable[str | Chat | Sequence[int] | TextRequest | Mapping[str, Any]],
+        requests: Iterable[str | Chat | Sequence[int] | TextRequest | Mapping[str, Any] | None],
         *,
         slots: int = 32,
         max_length: int | None = None,
@@ -143,6 +144,7 @@ class SpeculativeDecoder:
         rows: int | None = None,
         sharing: bool = True,
         stats: DecodingStats | None = None,
+        watch: Callable[[Turn], None] | None = None,
     ) -> Results:
         """Continue any number of prompts in flight: requests enter and leave at every step.
 
@@ -151,7 +153,9 @@ class SpeculativeDecoder:
 
         Args:
             requests: prompts, TextRequests with settings of their own, or mappings of a TextRequest's fields. They are
-                taken one by one as there is room for them: the iterable may be long, but should not let us wait.
+                taken one by one as there is room for them: the iterable may be long, but should not let us wait. Where
+                none has come yet it gives None, and is asked again after the next step, or a millisecond if there is
+                none.
             slots: how many are served at once, at most.
             max_length: tokens of a prompt and its continuation, at most; None for 4096, or the model's positions if
                 they are fewer. Drafters have buffers of that length for every slot.
@@ -163,6 +167,7 @@ class SpeculativeDecoder:
             sharing: prompts with the same beginning share its KV. Not for drafters that read the target's hidden
                 states.
             stats: where counts and times of the whole run go, and of every request.
+            watch: called before every step with a `Turn`: pages that are held, and who is in which slot.
 
         Returns:
             An iterator of results, each as its request ends, with `cancel(index)` and `close()`.
@@ -173,14 +178,19 @@ class SpeculativeDecoder:
         if isinstance(requests, str):
             raise ValueError("generate_many takes several requests, got one string; give [prompt], or use generate")
         keep = stats is not None
-        pool = Pool(slots, max_length, memory, page, rows, sharing, keep)
+        pool = Pool(slots, max_length, memory, page, rows, sharing, keep, watch=watch)
         prompts: dict[int, object] = {}
         arrivals = self._arrivals(iter(requests), prompts)
         ended = self.engine.run_many(arrivals, stats if stats is not None else DecodingStats(), pool)
         return Results(ended, prompts, pool.cancelled, self._text)
 
     def _arrivals(self, requests: Iterator[object], prompts: dict[int, object]) -> Iterator[Arrival]:
-        for row, given in enumerate(requests):
+        row = -1
+        for given in requests:
+            if given is None:
+                yield None
+                continue
+            row += 1
             prompts[row] = given.get("prompt") if isinstance(given, Mapping) else getattr(given, "prompt", given)
             try:
                 each = TextRequest.of(given)

@@ -128,7 +128,8 @@ class Engine:
             late=steps_late(device) * needs.max_nodes,
             sharing=pool.sharing and not needs.hidden_layers,  # what is not read has no hidden states
         )
-        ended = serve_in_flight(Serving(run, requests, scheduler, stats, pool.keep, pool.cancelled))
+        serving = Serving(run, requests, scheduler, stats, pool.keep, pool.cancelled, pool.watch)
+        ended = serve_in_flight(serving)
         try:
             while self._latest is mine:
                 try:

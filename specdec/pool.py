@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from specdec.cache import ROOM_STEP, Paging
 from specdec.target import Target
+from specdec.turn import Turn
 
 PAGE = 64  # tokens
 LONGEST = 4096  # tokens of a text, where nobody says: slots have tables, and drafters buffers, of that length
@@ -32,6 +34,7 @@ class Pool:
     sharing: bool = True
     keep: bool = True
     cancelled: set[int] = field(default_factory=set)
+    watch: Callable[[Turn], None] | None = None
 
     def __post_init__(self) -> None:
         for name in ("slots", "max_length", "page", "rows"):

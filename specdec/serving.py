@@ -8,7 +8,7 @@ processor, its streamer, its criteria, NaN logits) ends that one alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 
@@ -22,8 +22,10 @@ from specdec.request import Generation, Request
 from specdec.request_stats import RequestStats
 from specdec.scheduler import Job, Scheduler
 from specdec.step import Step, on
+from specdec.turn import Turn
 
-Arrival = tuple[Request, Exception | None]  # what is wrong with it, if it is known
+Arrival = tuple[Request, Exception | None] | None  # what is wrong with it, if it is known; None: none has come yet
+IDLE = 0.001  # seconds to wait where nothing is served and nothing has come
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -41,11 +43,12 @@ class Serving(Decoding):
 
     Args:
         run: the step, with pages.
-        requests: what comes; looked at when there is a slot for it.
+        requests: what comes; looked at when there is a slot for it, at every turn once if it says None.
         scheduler: decides who is where.
         stats: where counts and times go.
         keep: put every request's own into `stats`, too; else it grows by none.
         cancelled: numbers of requests that are to end; read at every turn.
+        watch: told at every turn, before its step.
 
     Attributes:
         ended: requests that have ended, and have not been handed out.
@@ -59,9 +62,10 @@ class Serving(Decoding):
         stats: DecodingStats,
         keep: bool,
         cancelled: set[int],
+        watch: Callable[[Turn], None] | None = None,
     ):
         super().__init__(run, stats)
-        self.scheduler, self.keep, self.cancelled = scheduler, keep, cancelled
+        self.scheduler, self.keep, self.cancelled, self.watch = scheduler, keep, cancelled, watch
         self.ended: list[Generation] = []
         self._requests, self._more, self._arrived = requests, True, 0
         self._jobs: dict[int, Served] = {}
@@ -71,6 +75,11 @@ class Serving(Decoding):
     def done(self) -> bool:
         """Whether nothing is left to do."""
         return not (self._more or self._jobs)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do until something comes."""
+        return self._more and not self._jobs and not self.ended
 
     @torch.inference_mode()
     def turn(self) -> None:
@@ -82,6 +91,8 @@ class Serving(Decoding):
                 self.cancelled.discard(index)
         self._reserve()
         self._admit()
+        if self.watch is not None:
+            self.watch(self._now())
         chunks = [
             (job, Chunk(job.slot, job.ids[job.length : job.length + count], job.length + count == job.goal))
             for job, count in self.scheduler.chunks()
@@ -101,6 +112,11 @@ class Serving(Decoding):
             self.scheduler.committed(job, job.length + len(chunk.tokens))
         self._start([job for job, _ in chunks if not job.reading])
         self.clock.lap("host")
+
+    def _now(self) -> Turn:
+        scheduler = self.scheduler
+        running = tuple((job.generation.index, job.slot, job.reading) for job in scheduler.running)
+        return Turn(time.perf_counter(), scheduler.pool.held, scheduler.pool.pages, len(scheduler.waiting), running)
 
     @torch.inference_mode()
     def close(self) -> None:
@@ -122,23 +138,25 @@ class Serving(Decoding):
 
     def _admit(self) -> None:
         """Those for whom there are a slot and pages; what is refused ends at once."""
-        ready = []
+        ready, coming = [], True
         while True:
-            if not self.scheduler.waiting and self.scheduler.free_slots and self._more and not self.ended:
-                self._arrive()
+            if coming and not self.scheduler.waiting and self.scheduler.free_slots and self._more and not self.ended:
+                coming = self._arrive()
             if (job := self.scheduler.admit()) is not None:
                 self._enter(job)
                 ready += [] if job.reading else [job]
-            elif self.scheduler.waiting or not self.scheduler.free_slots or not self._more or self.ended:
+            elif self.scheduler.waiting or not self.scheduler.free_slots or not (self._more and coming) or self.ended:
                 break
         self._start(ready)
 
-    def _arrive(self) -> None:
-        """Take the next request from the queue."""
-        found = next(self._requests, None)
+    def _arrive(self) -> bool:
+        """Take the next request from the queue; False if there is none, or none yet."""
+        try:
+            found = next(self._requests)
+        except StopIteration:
+            self._more, found = False, None
         if found is None:
-            self._more = False
-            return
+            return False
         (request, error), index = found, self._arrived
         self._arrived += 1
         stats = RequestStats(prompt_tokens=len(request.prompt), first_tokens=0, start=time.perf_counter())
@@ -158,6 +176,7 @@ class Serving(Decoding):
             self._end(generation, error)
         else:
             self.scheduler.waiting.append(job)
+        return True
 
     def _refusal(self, job: Served) -> Exception | None:
         index = job.generation.index
@@ -261,6 +280,8 @@ def serve(serving: Serving) -> Generator[Generation, None, None]:
         while not serving.done:
             with on(serving.run.roots.device):
                 serving.turn()
+            if serving.idle:
+                time.sleep(IDLE)
             ended, serving.ended = serving.ended, []
             yield from ended
             serving.clock.skip()

@@ -29,6 +29,7 @@ from transformers.generation.streamers import BaseStreamer
 import specdec
 from specdec import SamplingParams, SpeculativeDecoder, TextRequest
 from specdec.text import TextPieces
+from specdec.turn import Turn
 
 from .models import byte_tokenizer, make_model, noisy_copy, plain_text, ragged_batch
 
@@ -533,6 +534,18 @@ def test_results_come_as_they_finish(decoder: SpeculativeDecoder) -> None:
 
     order = [r.index for r in decoder.generate_many(requests(), slots=2)]
     assert order == [1, 2, 0]
+
+
+def test_many_that_have_not_come_yet(decoder: SpeculativeDecoder) -> None:
+    """None counts as no request."""
+    turns: list[Turn] = []
+    asked = TextRequest("the cat", 6)
+    given = [None, asked, None, None, "a", None]
+    first, second = sorted(decoder.generate_many(given, slots=2, watch=turns.append), key=lambda r: r.index)
+    assert (first.index, first.prompt, first.error) == (0, asked.prompt, None)
+    assert first.text == decoder.generate("the cat", max_new_tokens=6).text
+    assert (second.index, second.prompt, second.error) == (1, "a", None)
+    assert {number for turn in turns for number, _, _ in turn.running} == {0, 1}
 
 
 def test_many_as_mappings_with_all_that_comes_back(decoder: SpeculativeDecoder) -> None:

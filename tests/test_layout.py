@@ -39,7 +39,7 @@ LEVELS = (
     },
     {
         *("request_stats", "metrics", "phase_clock", "request", "step", "capture", "decode", "pages", "scheduler"),
-        "serving",
+        *("serving", "turn"),
     },
     {"inputs", "text", "pool", "many", "engine", "decoder", "api", "hf"},
     {"specdec"},  # specdec/__init__.py

@@ -9,6 +9,7 @@ import random
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -33,9 +34,10 @@ from specdec.pages import PagePool
 from specdec.request import Generation, Request
 from specdec.sampling import SamplingParams
 from specdec.scheduler import Scheduler
-from specdec.serving import Arrival, Served, Serving, serve
+from specdec.serving import IDLE, Arrival, Served, Serving, serve
 from specdec.step import Step
 from specdec.target import Target, attach
+from specdec.turn import Turn
 
 from .drafters.test_contract import build_drafter
 from .models import make_model
@@ -283,6 +285,58 @@ def test_the_queue_is_read_when_there_is_room(target: Target) -> None:
         next(served)
     assert len(taken) <= 8
     served.close()
+
+
+def test_an_iterable_may_say_that_nothing_has_come_yet(
+    target: Target, plain: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others go on meanwhile; who is alone with nothing waits a moment, and numbers are those of requests."""
+    waits: list[float] = []
+    monkeypatch.setattr("specdec.serving.time.sleep", waits.append)
+    stats, asked = DecodingStats(), [0]
+
+    def gaps() -> Iterator[Arrival]:
+        yield from [None] * 3
+        yield REQUESTS[0], None
+        while stats.requests[0].steps < 5:  # of 20 tokens
+            asked[0] += 1
+            yield None
+        yield REQUESTS[1], None
+        while stats.requests[1].new_tokens < LENGTHS[1] or stats.requests[0].new_tokens < LENGTHS[0]:
+            yield None
+        yield from [None] * 2
+        yield REQUESTS[2], None
+        yield None
+
+    found = texts(begin(target, NoDrafter(), gaps(), Setting(slots=2), stats=stats))
+    assert found == dict(enumerate(plain[:3]))
+    assert asked == [6]  # once a turn: when it is read, and at five steps
+    assert waits == [IDLE] * 5  # before the first, and before the third
+
+
+def test_a_watcher_sees_pages_and_slots(target: Target) -> None:
+    turns: list[Turn] = []
+    given = Setting(slots=2, page=4, pages=11, rows=8, sharing=False)
+    serving = begin(target, NoDrafter(), arrivals([REQUESTS[i] for i in (4, 6, 1)]), given, stats=DecodingStats())
+    serving.watch = turns.append
+    texts(serving)
+    preempted = sum(r.preemptions for r in serving.stats.requests)
+    assert preempted > 0
+    assert all(0 < turn.held <= turn.pages == 11 for turn in turns)
+    assert [turn.seconds for turn in turns] == sorted(turn.seconds for turn in turns)
+    assert turns[0].running == ((0, 0, True), (1, 1, True))
+    seen = {number for turn in turns for number, _, _ in turn.running}
+    assert seen == {0, 1, 2}
+    first = [turn.running for turn in turns if any(number == 0 for number, _, _ in turn.running)]
+    flags = [reading for running in first for number, _, reading in running if number == 0]
+    assert flags == sorted(flags, reverse=True)  # read first, and the first one is never preempted
+    assert flags.count(False) == REQUESTS[4].max_new_tokens
+    left = [
+        number
+        for before, after in pairwise(turns)
+        for number in {n for n, _, _ in before.running} - {n for n, _, _ in after.running}
+    ]
+    assert len(left) == preempted + 2  # the last one ends after the last turn
 
 
 def test_rows_of_a_pass_are_bounded(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
