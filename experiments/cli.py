@@ -131,8 +131,7 @@ def _report(arguments: list[str]) -> int:
     if len(folders) == 1 and not into and not is_sweep(folders[0]):
         from specdec.experiments.report import read_finished, write_report
 
-        read_finished(folders[0])
-        print(write_report(folders[0]))
+        print(write_report(folders[0], read_finished(folders[0])))
         return 0
     from specdec.experiments.report.joint import write_joint
 

@@ -22,6 +22,7 @@ from specdec.request import Request
 from specdec.text import TextPieces
 
 LOG_LINES = 10  # of progress, where the output is no terminal
+REFRESHES = 2  # of a bar in a second: at ten it takes one percent of a core from what is measured
 NAME_WIDTH = 18  # of a method in the table, so that it fits 80 columns
 SHOWN_PROMPT = 300  # characters of a prompt's end
 STREAM_SECONDS = 20  # a completion that is only shown takes no longer
@@ -35,7 +36,8 @@ class Bar:
         self._done, self._began = 0, time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self._bar = Progress(*columns, *times, console=console, disable=not console.is_terminal)
+        live = {"console": console, "disable": not console.is_terminal}
+        self._bar = Progress(*columns, *times, **live, refresh_per_second=REFRESHES)
         self._task = self._bar.add_task(what, total=total)
 
     def __enter__(self) -> Bar:

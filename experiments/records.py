@@ -43,13 +43,13 @@ class Records:
 
     def append(self, row: Row, steps: Sequence[Row]) -> None:
         """A request has ended."""
-        _append(self._steps, steps)
-        _append(self._requests, [row])
+        append_lines(self._steps, steps)
+        append_lines(self._requests, [row])
         self.finished[key_of(row)] = row
 
 
 def read_lines(file: Path) -> list[Row]:
-    """Rows of a jsonl file; none if there is no file. A torn last line is left out.
+    """Rows of a jsonl file; none if there is no file. A torn last line is left out, and NaN is null.
 
     Raises:
         ValueError: another line is damaged.
@@ -62,12 +62,16 @@ def read_lines(file: Path) -> list[Row]:
         if not line:
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line, parse_constant=no_value))
         except ValueError as error:
             if number == len(lines):
                 break
             raise ValueError(f"{file}:{number} is damaged ({error}); remove it to run its request again") from None
     return rows
+
+
+def no_value(constant: str) -> None:
+    """What NaN and infinities are in a file, for `json.loads(..., parse_constant=no_value)`."""
 
 
 def write_lines(file: Path, rows: Iterable[Row]) -> None:
@@ -87,7 +91,8 @@ def write_bytes(file: Path, content: bytes) -> None:
     os.replace(temporary, file)
 
 
-def _append(file: Path, rows: Sequence[Row]) -> None:
+def append_lines(file: Path, rows: Sequence[Row]) -> None:
+    """Write rows behind those of a jsonl file."""
     if rows:
         with file.open("a", encoding="utf-8") as out:
             out.write("".join(json.dumps(row) + "\n" for row in rows))

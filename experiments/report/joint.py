@@ -45,7 +45,7 @@ def write_joint(folders: Sequence[Path], into: Path | None = None) -> tuple[list
             continue
         runs.append(run)
         try:
-            written.append(write_report(folder))
+            written.append(write_report(folder, run))
         except (OSError, TypeError, jinja2.TemplateError) as error:  # a folder of others; a run of an earlier version
             problems.append(f"the report in {folder} was left as it is: {error}")
     if not runs:

@@ -27,15 +27,18 @@ FOLDER = Path(__file__).parent
 FILTERS = "number percent milliseconds large times interval mark lossless_words tie_or_bug short sampling".split()
 
 
-def write_report(directory: Path) -> Path:
+def write_report(directory: Path, run: RunFiles | None = None) -> Path:
     """Write `report.html` of the run in `directory`; of an unfinished one, what there is.
+
+    Args:
+        run: what is there, if it was read before.
 
     Raises:
         ValueError: there is no such directory, or a file in it is damaged.
     """
     directory = Path(directory)
     file = directory / "report.html"
-    write_text(file, render(read_run(directory)))
+    write_text(file, render(run or read_run(directory)))
     return file
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from specdec import metrics
-from specdec.experiments.records import Row, read_lines
+from specdec.experiments.records import Row, no_value, read_lines
 from specdec.experiments.summary import stats_of, without_nan
 
 UNCHECKED: dict[str, Any] = {
@@ -63,7 +63,7 @@ def read_run(directory: Path) -> RunFiles:
     """
     if not directory.is_dir():
         raise ValueError(f"no directory {str(directory)!r}; expected the directory of a run")
-    requests = [without_nan(row) for row in read_lines(directory / "requests.jsonl")]
+    requests = read_lines(directory / "requests.jsonl")
     config_file = directory / "config.yaml"
     config_text = config_file.read_text(encoding="utf-8") if config_file.exists() else ""
     try:
@@ -92,7 +92,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        content: dict[str, Any] = without_nan(json.loads(file.read_text(encoding="utf-8")))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"), parse_constant=no_value)
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     return content
