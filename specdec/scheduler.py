@@ -96,11 +96,15 @@ class Scheduler(Generic[AnyJob]):
 
     def fits(self, job: AnyJob) -> bool:
         """Whether it could be served to its end by itself."""
-        return self.pool.pages_for(self.places(job.most - 1)) <= self.pool.pages  # the last token is never committed
+        return self._most_pages(job) <= self.pool.pages
+
+    def _most_pages(self, job: AnyJob) -> int:
+        """That it can come to hold; the last token is never committed."""
+        return self.pool.pages_for(self.places(job.most - 1))
 
     def admit(self) -> AnyJob | None:
         """The first that waits enters a slot, if there are one and pages enough; beside others, with one to spare for
-        each of them, which they will want soon."""
+        each of them that will want more."""
         if not self.waiting or not self._slots or self._refused == (self.waiting[0], self.pool.available):
             return None
         job = self.waiting[0]
@@ -110,7 +114,8 @@ class Scheduler(Generic[AnyJob]):
         need = self.pool.pages_for(self.places(job.goal)) - len(pages)
         for page in pages:
             self.pool.hold(page)
-        if need + len(self.running) > self.pool.available:
+        growing = sum(len(other.pages) < self._most_pages(other) for other in self.running)
+        if need + growing > self.pool.available:
             self.pool.drop(pages)
             self._refused = job, self.pool.available
             return None

@@ -196,6 +196,14 @@ def test_first_come_first_served_and_nobody_starves() -> None:
     assert scheduler.admit() is late
 
 
+def test_a_page_is_spared_for_those_alone_who_will_want_one() -> None:
+    """Pages that hold a whole text: as many texts run as there are pages."""
+    scheduler: Scheduler[Job] = Scheduler(PagePool(3, 16), 3, 4, rows=32, tree_rows=4, sharing=False)
+    jobs = [Job([number] * 5, 12) for number in range(3)]
+    scheduler.waiting.extend(jobs)
+    assert [scheduler.admit() for _ in jobs] == jobs
+
+
 def test_the_first_admitted_is_never_preempted() -> None:
     pool = PagePool(6, 4)
     scheduler: Scheduler[Job] = Scheduler(pool, 2, 4, rows=32, tree_rows=4, sharing=False)

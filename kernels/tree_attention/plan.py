@@ -36,7 +36,6 @@ class Plan:
     pages: list[list[int]]  # block_table on the host
     _bits: list[Tensor] = field(default_factory=list, repr=False)  # [R, largest size] bool, once it is needed
     _biases: dict[tuple[object, ...], tuple[int, Tensor | None]] = field(default_factory=dict, repr=False)
-    _indices: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, repr=False)
     _paths: dict[tuple[int, int], list[tuple[int, int, Tensor | None]]] = field(default_factory=dict, repr=False)
     _chains: list[Any] = field(default_factory=list, repr=False)  # see chains.py
     _kept: list[int] = field(default_factory=lambda: [0], repr=False)  # bytes of _biases
@@ -136,13 +135,8 @@ class Plan:
         low, high = start // page, (end - 1) // page
         if low == high:
             return pool[pages[low] : pages[low] + 1, :, start - low * page : end - low * page]
-        key = (span.sequence, low, high)
-        index_tensor = self._indices.get(key)
-        if index_tensor is None:
-            index_tensor = self.block_table[span.sequence, low : high + 1].long()
-            self._indices[key] = index_tensor
-        slots = pool.transpose(0, 1).index_select(1, index_tensor)  # [Hkv, pages, page, D]
-        return slots.flatten(1, 2)[None, :, start - low * page : end - low * page]
+        held = torch.cat([pool[number] for number in pages[low : high + 1]], 1)  # [Hkv, pages * page, D]
+        return held[None, :, start - low * page : end - low * page]
 
 
 def make_plan(
