@@ -28,7 +28,7 @@ class DecodingStats:
         forwards: verify passes of the whole batch.
     """
 
-    requests: list[RequestStats] = field(default_factory=list)
+    requests: list[RequestStats] = field(default_factory=list, repr=False)
     phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     forwards: int = 0
 

@@ -32,15 +32,15 @@ class RequestStats:
     """
 
     prompt_tokens: int = 0
-    accept_lengths: list[int] = field(default_factory=list)
+    accept_lengths: list[int] = field(default_factory=list, repr=False)
     nodes: int = 0
     riders: int = 0
     proposed_depth: int = 0
     accepted: int = 0
-    offered_by_depth: list[int] = field(default_factory=list)
-    accepted_by_depth: list[int] = field(default_factory=list)
-    children: list[list[int]] = field(default_factory=list)
-    ranks: list[list[int]] = field(default_factory=list)
+    offered_by_depth: list[int] = field(default_factory=list, repr=False)
+    accepted_by_depth: list[int] = field(default_factory=list, repr=False)
+    children: list[list[int]] = field(default_factory=list, repr=False)
+    ranks: list[list[int]] = field(default_factory=list, repr=False)
     start: float = 0.0
     first: float = 0.0
     end: float = 0.0

@@ -23,6 +23,7 @@ from specdec import loading
 from specdec.experiments.bench.clock import Call, by_turns, prepare, quantiles
 from specdec.experiments.bench.results import Json, origin
 from specdec.experiments.machine import device_name, wait
+from specdec.pool import free_bytes
 from specdec.registry import unknown
 from specdec.step import on
 
@@ -213,19 +214,6 @@ def buffer_bytes(device: torch.device, caches: int, free: Callable[[torch.device
             f"bytes; expected {24 * caches:,}: free memory, or measure beforehand with `specdec bench machine`"
         )
     return size
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can be had."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 16 << 30  # unknown: assume an ordinary computer's
 
 
 def show(measured: Json) -> Table:
