@@ -75,7 +75,7 @@ class RunConfig:
             raise ValueError("this configuration trains a model: start it with `specdec train`")
         known = {"name", "target", "drafter", "tree", "acceptance", "sampling", "data", "backend", "tracker"}
         known |= {"methods", "only", "measure", "stream", "trace", "transformers_batch", "allow_targets"}
-        known |= {"predict", "grid", "machine", "scaling"}
+        known |= {"predict", "grid", "machine", "scaling", "load"}
         check_keys(raw, known, "setting")
         allowed = tuple(raw.get("allow_targets") or ())
         for kind in ("target", "data", "tracker"):

@@ -24,6 +24,7 @@ from specdec.experiments.divergence import show_differences
 from specdec.experiments.folder_lock import only_writer
 from specdec.experiments.held import given_machine, machine_of, roofline_of
 from specdec.experiments.leaderboard import is_compared, show_leaderboard, write_leaderboard
+from specdec.experiments.load.command import run_load
 from specdec.experiments.machine_file import Machine
 from specdec.experiments.measure import measure, plan, warm_up
 from specdec.experiments.predict import prediction
@@ -54,6 +55,8 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     """
     if raw.get("scaling") is not None:
         return run_scaling(raw, directory, overrides, console)
+    if raw.get("load") is not None:
+        return run_load(raw, directory, overrides, console)
     config = RunConfig.parse(raw)
     questions: Questions = registry.instantiate(config.data, config.allow_targets, "data")
     tracker = Guarded(registry.instantiate(config.tracker, config.allow_targets, "tracker"))

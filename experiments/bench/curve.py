@@ -8,6 +8,7 @@ is the accepted one: what `tree=sequoia` and `drafter=adaptive` want to know.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,39 +70,60 @@ def measure_curve(settings: Settings) -> Json:
     """
     model = loading.load_model(settings.target, settings.device)
     drafter = drafter_spec(settings.drafter) if settings.drafter else None
-    turns = {str(nodes): verify_turn(model, nodes, settings.batch, settings.context) for nodes in NODES}
-    found: Json = {}
-    levels = 0
+    engine = None if drafter is None else Engine(model, drafter, None, "coupled")
+    texts = [] if drafter is None else prompts(settings, settings.context)
+    found = step_costs(model, settings.batch, settings.context, settings.seconds, engine, texts)
     if drafter is not None:
-        engine = Engine(model, drafter, None, "coupled")
-        levels = getattr(getattr(engine.drafter, "policy", None), "depth", 1)
-        texts = prompts(settings, settings.context)
-        turns["drafter"] = draft_turn(engine, [texts[i % len(texts)] for i in range(settings.batch)])
-    with torch.inference_mode():
-        samples = by_turns(turns, settings.seconds)
-    relative = {name: ratios(samples["1"], taken) for name, taken in samples.items()}
-    if drafter is not None:
-        found["drafter"], found["levels"] = settings.drafter, levels
-        found["draft_cost"] = round(relative["drafter"].p50 / levels, 4)
+        found["drafter"] = settings.drafter
         if takes_trees(drafter):
             sampling = SamplingParams(temperature=settings.temperature)
             texts = prompts(settings, 0)
             found |= acceptance_by_rank(model, drafter, texts, settings.tokens, settings.ranks, sampling)
+    return {"target": settings.target, **found, "provenance": origin(settings)}
+
+
+def step_costs(
+    model: PreTrainedModel,
+    batch: int,
+    context: int,
+    seconds: float,
+    engine: Engine | None = None,
+    texts: Sequence[list[int]] = (),
+) -> Json:
+    """What steps cost by their nodes; and with an engine what a level of its drafts does, after `texts`.
+
+    Args:
+        batch: sequences in a step.
+        context: committed tokens of each.
+        seconds: of timing.
+        texts: token ids, `context` of each; they take turns.
+
+    Raises:
+        ValueError: the target, the drafter or the context cannot be used.
+    """
+    turns = {str(nodes): verify_turn(model, nodes, batch, context) for nodes in NODES}
+    found: Json = {}
+    if engine is not None:
+        turns["drafter"] = draft_turn(engine, [texts[i % len(texts)] for i in range(batch)])
+    with torch.inference_mode():
+        samples = by_turns(turns, seconds)
+    relative = {name: ratios(samples["1"], taken) for name, taken in samples.items()}
+    if engine is not None:
+        found["levels"] = getattr(getattr(engine.drafter, "policy", None), "depth", 1)
+        found["draft_cost"] = round(relative["drafter"].p50 / found["levels"], 4)
     sizes = [relative[str(nodes)] for nodes in NODES]
     return {
         "what": "cost of a step of the loop by the nodes of each tree, over a step of one node in the same round",
-        "target": settings.target,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
-        "batch": settings.batch,
-        "context": settings.context,
+        "batch": batch,
+        "context": context,
         "nodes": list(NODES),
         "cost": [round(size.p50, 4) for size in sizes],
         "p20": [round(size.p20, 4) for size in sizes],
         "p80": [round(size.p80, 4) for size in sizes],
         "rounds": len(samples["1"]),
         **found,
-        "provenance": origin(settings),
     }
 
 

@@ -17,6 +17,7 @@ from specdec.experiments.report.acceptance import acceptance_figures
 from specdec.experiments.report.examples import examples
 from specdec.experiments.report.figures import figures
 from specdec.experiments.report.headline import best, headline
+from specdec.experiments.report.load import load_page
 from specdec.experiments.report.prediction import prediction_figures
 from specdec.experiments.report.run_files import RunFiles, read_run
 from specdec.experiments.report.scaling import scaling_page
@@ -47,6 +48,8 @@ def render(run: RunFiles) -> str:
     environment, css = make_environment(), Markup((FOLDER / "report.css").read_text(encoding="utf-8"))
     if run.summary["scaling"]:
         return scaling_page(run, environment, css, facts(run))
+    if run.summary["load"]:
+        return load_page(run, environment, css, facts(run))
     methods = shown(run)
     winner = best(run.methods)
     shown_in_full = winner or next((m for m in run.methods if m["baseline"]), None) or next(iter(run.methods), None)

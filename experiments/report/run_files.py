@@ -104,7 +104,7 @@ def _whole(summary: dict[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {"baseline": None, "drafter": None, "tree": None, "acceptance": None, "backend": None}
     entry |= {"sampling": {}, "requests": 0, "lossless": UNCHECKED, "metrics": {}, "speedup": None, "by_category": {}}
     entry |= {"cell": None}
-    whole = empty | {"transformers": None, "prediction": None, "scaling": None} | summary
+    whole = empty | {"transformers": None, "prediction": None, "scaling": None, "load": None} | summary
     target = dict.fromkeys(("name", "class", "dtype", "device", "parameters")) | (whole["target"] or {})
     methods = [entry | method for method in whole["methods"]]
     methods = [method | {"lossless": UNCHECKED | method["lossless"]} for method in methods]
