@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from specdec.registry import CONF
 
-EXTRAS = {"hydra/launcher": "launchers", "hydra/sweeper": "search"}
+# by the beginning of a name, the first that fits
+EXTRAS = {"hydra/launcher/ray": "ray", "hydra/launcher": "launchers", "hydra/sweeper": "search"}
 
 
 def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
@@ -25,7 +26,7 @@ def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> st
     if missing and options:
         group, _, name = missing[1].rpartition("/")
         known = sorted(options[2].split())
-        return f"{group}={name} is not there.{_meant(name, known)} Known: {', '.join(known)}{_extra(group)}"
+        return f"{group}={name} is not there.{_meant(name, known)} Known: {', '.join(known)}{_extra(missing[1])}"
     if missing:
         return f"{missing[1]} is not there{_extra(missing[1])}"
     if key:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,30 +192,51 @@ def needs(plugin: str, extra: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{plugin.replace('-', '_')}", reason=reason)
 
 
+@pytest.fixture
+def _no_workers_left() -> Iterator[None]:
+    """joblib keeps its processes, in the folder where they began, for the next sweep."""
+    yield
+    if (loky := sys.modules.get("joblib.externals.loky")) is not None:
+        loky.get_reusable_executor().shutdown(wait=True)
+
+
 RAY = ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.init.include_dashboard=false"]
 
 
+@pytest.mark.usefixtures("_no_workers_left")
 @pytest.mark.parametrize(
-    ("launcher", "plugin", "settings"),
-    [("cores", "joblib-launcher", []), ("submitit_local", "submitit-launcher", []), ("ray", "ray-launcher", RAY)],
+    ("launcher", "plugin", "extra", "settings", "statuses"),
+    [
+        ("cores", "joblib-launcher", "launchers", [], {3: "done"}),  # each process loads torch: seconds
+        pytest.param(
+            *("cores", "joblib-launcher", "launchers", [], {2: "done", 0: "failed", 3: "done"}), marks=pytest.mark.slow
+        ),
+        ("submitit_local", "submitit-launcher", "launchers", [], {3: "done"}),
+        ("ray", "ray-launcher", "ray", RAY, {0: "failed", 3: "done"}),
+    ],
 )
-def test_other_launchers_do_the_same(launcher: str, plugin: str, settings: list[str], run: Sweep, capfd):
+def test_other_launchers_do_the_same(
+    launcher: str, plugin: str, extra: str, settings: list[str], statuses: dict[int, str], run: Sweep, capfd
+):
     """What a cell shows is in its folder, its command line in its provenance; and a sweep may change its launcher."""
-    needs(plugin, "launchers")
-    assert run(f"hydra/launcher={launcher}", *settings, "drafter=ngram", LENGTHS) == 5
-    assert [row["status"] for row in table()] == ["done", "failed", "done"]
-    assert "ngram needs" in table()[1]["error"]
+    needs(plugin, extra)
+    failures = list(statuses.values()).count("failed")
+    lengths = f"drafter.length={','.join(map(str, statuses))}"
+    assert run(f"hydra/launcher={launcher}", *settings, "drafter=ngram", lengths) == (5 if failures else 0)
+    assert [row["status"] for row in table()] == list(statuses.values())
     cell = folder_of("drafter.length=3")
     assert "Measuring" in (cell / sweep.LOG).read_text()
     argv = json.loads((cell / "provenance.json").read_text())["argv"]
     assert argv[0] == "specdec run"
     assert "drafter.length=3" in argv
     assert Path("sweep/results.parquet").exists()
-    (folder_of("drafter.length=0") / sweep.ERROR).unlink()
+    if failures:
+        assert "ngram needs" in (folder_of("drafter.length=0") / sweep.ERROR).read_text().splitlines()[0]
+        (folder_of("drafter.length=0") / sweep.ERROR).unlink()
     assert yaml.safe_load(Path("sweep/sweep.yaml").read_text())["hydra"] == [f"hydra/launcher={launcher}", *settings]
     capfd.readouterr()
-    assert main(["run", "resume=sweep", "hydra/launcher=basic"]) == 5
-    assert capfd.readouterr().out.count(": done before") == 2
+    assert main(["run", "resume=sweep", "hydra/launcher=basic"]) == (5 if failures else 0)
+    assert capfd.readouterr().out.count(": done before") == len(statuses) - failures
 
 
 @pytest.mark.parametrize(
@@ -223,7 +244,7 @@ def test_other_launchers_do_the_same(launcher: str, plugin: str, settings: list[
     [
         ("hydra/launcher=cores", "joblib-launcher", "launchers"),
         ("hydra/launcher=slurm", "submitit-launcher", "launchers"),
-        ("hydra/launcher=ray_cluster", "ray-launcher", "launchers"),
+        ("hydra/launcher=ray_cluster", "ray-launcher", "ray"),
         ("hydra/sweeper=tree_search", "optuna-sweeper", "search"),
     ],
 )
