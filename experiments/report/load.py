@@ -45,6 +45,7 @@ def load_page(run: RunFiles, environment: jinja2.Environment, css: Markup, facts
         swatch=swatch,
         title=title,
         times=_times,
+        preempted=any(cell["metrics"]["preemptions"] for cell in load["cells"]),
         figures=[*_figures(load["cells"]), *slot_figures(load["cells"], run.requests)],
     )
 
@@ -77,7 +78,7 @@ def _figures(cells: Sequence[Json]) -> list[Figure]:
     opened = [cell for cell in cells if cell["loop"] == OPEN]
     bars = "Bars are 95 % bootstrap intervals over rounds. " if any(_interval(cell) for cell in closed) else ""
     found = [
-        _figure("throughput", "Tokens per second over plain decoding", closed, ["over_off"], "over speculation off, "
+        _figure("throughput", "Tokens per second over plain decoding", closed, ["over_off"], "Over speculation off, "
                 f"in the same batching. {bars}Full lines: in flight; dashed: static batches."),
         _figure("tokens", "Tokens per second", closed, ["throughput"], "All requests together."),
         _figure("goodput", "Goodput", closed, ["goodput"], "Requests a second within both bounds."),

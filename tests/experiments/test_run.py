@@ -31,7 +31,7 @@ from ..heads import make_head
 from .conftest import POSITIONS, QUESTIONS, read_rows
 
 EXPERIMENTS = sorted(path.stem for path in (registry.CONF / "experiment").glob("*.yaml"))
-MEASURED = [name for name in EXPERIMENTS if not name.startswith("train_") and name != "scaling"]  # test_scaling.py
+MEASURED = [name for name in EXPERIMENTS if not name.startswith("train_") and name not in ("scaling", "load")]
 SPEC_BENCH = Path(__file__).parents[3] / "shared" / "data" / "spec_bench" / "question.jsonl"
 TURNS = sum(len(question["turns"]) for question in QUESTIONS)
 
