@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from specdec.experiments import sweep
 from specdec.experiments.hydra_mistakes import explain
 from specdec.experiments.resume import MANY_FLAGS, PLAIN_FLAGS, SWEEP_DIR, key_of, of_hydra, quoted
+from specdec.experiments.trust import told_to_run
 
 CONFIG = "specdec.conf"
 MANY = "hydra.mode=MULTIRUN"
@@ -119,6 +120,7 @@ def _sweep(app: Hydra, overrides: list[str]) -> Outcome:
         [o for o in overrides if of_hydra(o) and key_of(o) not in (SWEEP_DIR, "hydra.mode")],
     )
     planned = _planned(app, config, task)
+    again = " ".join([f"resume={folder}", *told_to_run([*task, *own])])
     made = sweep.begin(folder, task, own)
     try:
         app.multirun("run", _run_job, [*overrides, MANY, f"{SWEEP_DIR}={quoted(folder)}"])
@@ -127,7 +129,7 @@ def _sweep(app: Hydra, overrides: list[str]) -> Outcome:
         raise
     except KeyboardInterrupt:
         sweep.write_table(folder, sweep.cells(folder, planned))
-        raise KeyboardInterrupt(f"stopped; go on with: specdec run -m resume={folder}") from None
+        raise KeyboardInterrupt(f"stopped; go on with: specdec run -m {again}") from None
     except Exception as error:  # the launcher's own, as where one of its processes was killed
         told = " ".join(str(error).split())[:300]
         print(f"specdec: the sweep's launcher stopped, {type(error).__name__}: {told}", file=sys.stderr)
@@ -146,7 +148,7 @@ def _sweep(app: Hydra, overrides: list[str]) -> Outcome:
         console.print(f"All cells: {written[-1]}", soft_wrap=True)
     missing = sum(row.status in (sweep.FAILED, sweep.BEGUN, sweep.WAITING) for row in rows)
     if missing:
-        told = f"specdec: {missing} of {len(rows)} cells failed or are not done; go on: specdec run -m resume={folder}"
+        told = f"specdec: {missing} of {len(rows)} cells failed or are not done; go on: specdec run -m {again}"
         print(told, file=sys.stderr)
     return Outcome(tuple(f"{name} ({row.cell})" for row in rows for name in row.unequal), missing)
 
@@ -226,8 +228,8 @@ def _job(task: Job, config: DictConfig, command: str, folder: Path) -> Any:
     try:
         return task(_plain(config), folder, list(job.overrides.task))
     except KeyboardInterrupt:
-        begun = (folder / "overrides.yaml").is_file()
-        again = f"resume={folder}" if command == "run" and begun else " ".join(job.overrides.task)
+        begun, asked = (folder / "overrides.yaml").is_file(), list(job.overrides.task)
+        again = " ".join([f"resume={folder}", *told_to_run(asked)] if command == "run" and begun else asked)
         raise KeyboardInterrupt(f"stopped; go on with: specdec {command} {again}") from None
     except ValueError as error:
         if not here:
