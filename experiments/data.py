@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,23 @@ def select(
     places: Counter[str] = Counter()
     turns = sorted(questions, key=lambda q: _count(places, q.category))  # stable
     return Questions(short, sha256, tuple(turns[:limit]))
+
+
+def in_groups(questions: Sequence[Question], sizes: Iterable[int]) -> list[Question]:
+    """The questions in the order in which they are served together: as many blocks of the largest size as can be are of
+    one category, in the order of their first questions; what is left is put into blocks of the next size likewise."""
+    ordered, left = [], list(questions)
+    for size in sorted(set(sizes), reverse=True):
+        places = {question.question_id: place for place, question in enumerate(left)}
+        categories: dict[str, list[Question]] = {}
+        for question in left:
+            categories.setdefault(question.category, []).append(question)
+        blocks = [of[i : i + size] for of in categories.values() for i in range(0, len(of) - size + 1, size)]
+        blocks.sort(key=lambda block: places[block[0].question_id])
+        ordered += [question for block in blocks for question in block]
+        taken = {question.question_id for question in ordered}
+        left = [question for question in left if question.question_id not in taken]
+    return ordered + left
 
 
 def _count(seen: Counter[str], category: str) -> int:

@@ -12,7 +12,7 @@ from specdec.experiments import lossless
 from specdec.experiments.config import Measure
 from specdec.experiments.context import to_length
 from specdec.experiments.conversation import encode
-from specdec.experiments.data import Question
+from specdec.experiments.data import Question, in_groups
 from specdec.experiments.engines.counts import count as count_answers
 from specdec.experiments.machine import peak_memory, reset_peak_memory
 from specdec.experiments.methods import Method
@@ -59,13 +59,15 @@ class Cell:
 def plan(methods: Sequence[Method], questions: Sequence[Question], measure: Measure) -> Iterator[Cell]:
     """The order of requests: methods side by side, so that whatever slows the machine down slows all of them down.
 
-    Those of one batch size are; the sizes take turns, as many questions each as the largest serves at once.
+    Those of one batch size are; the sizes take turns, as many questions each as the largest serves at once. Groups are
+    of one category where they can be, so that its times are its own.
     """
-    most = max(method.batch for method in methods)
+    sizes = dict.fromkeys(method.batch for method in methods)
+    ordered, most = in_groups(questions, sizes), max(sizes)
     for repeat in range(measure.repeats):
-        for chunk, size in product(range(0, len(questions), most), dict.fromkeys(m.batch for m in methods)):
+        for chunk, size in product(range(0, len(ordered), most), sizes):
             beside = [method for method in methods if method.batch == size]
-            asked = questions[chunk : chunk + most]
+            asked = ordered[chunk : chunk + most]
             for group in (tuple(asked[i : i + size]) for i in range(0, len(asked), size)):
                 for turn, method in product(range(max(len(question.turns) for question in group)), beside):
                     yield Cell(method, tuple(q for q in group if len(q.turns) > turn), turn, repeat, chunk)

@@ -34,7 +34,7 @@ from specdec.experiments.report import write_report
 from specdec.experiments.roofline_table import show_roofline
 from specdec.experiments.run_folder import begin, look_into
 from specdec.experiments.scaling import run_scaling
-from specdec.experiments.summary import differences_of, summarise, without_nan
+from specdec.experiments.summary import differences_of, mixed, summarise, without_nan
 from specdec.experiments.trace import trace_run
 from specdec.experiments.trackers.base import Guarded
 from specdec.experiments.tracking import track_request, track_summary
@@ -181,6 +181,7 @@ def _summary(
     notes += grid.lacking([method.place for method in config.methods if not method.is_plain])
     if cut:
         notes.append(f"prompts longer than the target's positions were cut from the left: {len(cut)}")
+    notes += mixed(rows)
     notes += [f"{m.name}: {m.draft.note}" for m in config.methods if m.draft and m.draft.note]
     seed, allowed = config.measure.seed, config.allow_targets
     methods = summarise(config.methods, rows, bench.cost, bandwidth, allowed, seed, held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from specdec import metrics, registry
@@ -56,9 +56,11 @@ def summarise(
         }
         for category in sorted({r["category"] for r in own}):
             part, other = ([r for r in some if r["category"] == category] for some in (own, base))
+            alone = len(_by_group(part)) == len(_by_group(part, whole=False))
+            untold = {} if alone else dict.fromkeys(("tokens_per_second", "mbu"))  # what others' steps are part of
             entry["by_category"][category] = {
                 "requests": len(part),
-                "metrics": _metrics(part, cost, peak_bandwidth, method.name, held),
+                "metrics": _metrics(part, cost, peak_bandwidth, method.name, held) | untold,
                 "speedup": _speedup(method, part, other, checked["verdict"], seed),
                 "accepted_by": acceptance_tables(part, whole=False),
             }
@@ -179,12 +181,36 @@ def _speedup(
     return {**found._asdict(), "label": label}
 
 
-def _by_group(rows: Sequence[Row]) -> dict[Any, dict[Any, Row]]:
-    """Rows of questions that were served together; those vary together, too."""
+def _by_group(rows: Sequence[Row], whole: bool = True) -> dict[Any, dict[Any, Row]]:
+    """Rows of questions that were served together; those vary together, too.
+
+    Args:
+        whole: leave out groups that other questions were in as well: their time was shared with these.
+    """
     found: dict[Any, dict[Any, Row]] = {}
-    first = [row for row in rows if row["turn"] == 0]  # later turns may be of fewer questions
-    groups = {row["question_id"]: tuple(row.get("together", [row["question_id"]])) for row in first}
+    groups = _groups(rows)
+    asked = {row["question_id"] for row in rows}
     for row in rows:
         group = groups[row["question_id"]]
-        found.setdefault(group, {})[row["question_id"], row["turn"], row["repeat"]] = row
+        if not whole or asked.issuperset(group):
+            found.setdefault(group, {})[row["question_id"], row["turn"], row["repeat"]] = row
     return found
+
+
+def _groups(rows: Sequence[Row]) -> dict[Any, tuple[Any, ...]]:
+    """With which questions every question was served. Later turns may be of fewer."""
+    first = [row for row in rows if row["turn"] == 0]
+    return {row["question_id"]: tuple(row.get("together", [row["question_id"]])) for row in first}
+
+
+def mixed(rows: Sequence[Row]) -> Iterator[str]:
+    """A sentence if questions of several categories were served together."""
+    categories = {row["question_id"]: row["category"] for row in rows}
+    by_method = {name: [r for r in rows if r["method"] == name] for name in {r["method"] for r in rows}}
+    groups = {group for own in by_method.values() for group in _groups(own).values()}
+    several = [group for group in groups if len({categories.get(question) for question in group}) > 1]
+    if several:
+        yield (
+            f"{len(several)} of {len(groups)} groups that were served together are of several categories, and in no "
+            "category's speed-up: there are not enough questions of one"
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specdec.experiments.data import load_questions
+from specdec.experiments.data import Question, in_groups, load_questions
 
 from .test_run import SPEC_BENCH
 
@@ -71,6 +71,19 @@ def test_errors_of_the_selection(tmp_path):
         load_questions(str(tmp_path / "other.jsonl"))
     with pytest.raises(ValueError, match="holds no questions"):
         load_questions(write(tmp_path))
+
+
+def test_groups_are_of_one_category_where_they_can_be():
+    def order(categories, *sizes):
+        found = in_groups([Question(i, category, ("x",)) for i, category in enumerate(categories)], sizes)
+        return [question.question_id for question in found]
+
+    assert order("abcabc", 1) == [0, 1, 2, 3, 4, 5]
+    assert order("abcabc", 2) == [0, 3, 1, 4, 2, 5]
+    assert order("abababab", 2) == [0, 2, 1, 3, 4, 6, 5, 7], "categories take turns"
+    assert order("abcaba", 2) == [0, 3, 1, 4, 2, 5], "what is left is mixed, and last"
+    assert order("ababac", 4, 2, 2) == [0, 2, 1, 3, 4, 5], "small groups where there are no large ones"
+    assert order("aab", 9) == [0, 1, 2]
 
 
 def test_the_shipped_prompts():

@@ -135,6 +135,26 @@ def test_questions_served_together_get_the_same_texts(specdec_run, tmp_path):
     assert entry["metrics"]["tokens_per_second"] == pytest.approx(tokens / seconds)
 
 
+def test_a_categorys_speed_up_is_of_groups_of_its_own(specdec_run, tmp_path):
+    """Times are shared out over a group: what was served beside another category has none of its own."""
+    for batch, folder in ((3, "mixed"), (2, "apart")):
+        more = (f"measure.batch={batch}", "measure.noise=true", f"hydra.run.dir={folder}")
+        assert specdec_run("drafter=ngram", *more)[0] == 0
+    mixed, apart = (json.loads((tmp_path / folder / "summary.json").read_text()) for folder in ("mixed", "apart"))
+    assert any("1 of 1 groups that were served together are of several" in note for note in mixed["notes"])
+    assert not any("served together" in note for note in apart["notes"])
+    assert mixed["methods"][1]["speedup"]["ratio"] > 0
+    parts = mixed["methods"][1]["by_category"]
+    assert parts["data"]["speedup"]["ratio"] is parts["data"]["metrics"]["tokens_per_second"] is None
+    assert parts["data"]["metrics"]["mean_accepted_length_pooled"] >= 1
+    rows = read_rows(tmp_path / "apart" / "requests.jsonl")
+    assert {tuple(row["together"]) for row in rows} == {(1, 2), (2,), ("three",)}
+    for category, part in apart["methods"][1]["by_category"].items():
+        own = [[r for r in rows if (r["category"], r["method"]) == (category, name)] for name in ("ngram", "none")]
+        ours, theirs = (sum(r["new_tokens"] for r in some) / sum(r["seconds"] for r in some) for some in own)
+        assert part["speedup"]["ratio"] == pytest.approx(ours / theirs)
+
+
 def test_plain_decoding_twice_tells_the_noise(specdec_run, capsys):
     """The second time comes last, gives the same texts, and stands beside every speed-up as what it is."""
     more = ["+methods.suffix.drafter=suffix", "only=[suffix,ngram]", "measure.noise=true"]
