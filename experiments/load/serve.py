@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from specdec.engine import Engine
 from specdec.metrics import DecodingStats
@@ -99,8 +99,7 @@ def in_flight(engine: Engine, requests: Sequence[Request], pool: Pool, gaps: Seq
                 yield None
             yield request, None
 
-    watched = Pool(pool.slots, pool.max_length, pool.memory, pool.page, pool.rows, pool.sharing, keep=True, watch=watch)
-    for generation in engine.run_many(coming(), outcome.stats, watched):
+    for generation in engine.run_many(coming(), outcome.stats, replace(pool, watch=watch)):
         if generation.error is not None:
             raise ValueError(f"request {generation.index}: {generation.error}") from generation.error
         outcome.texts[generation.index] = generation.new_ids

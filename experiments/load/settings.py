@@ -8,7 +8,7 @@ from typing import Any
 
 from specdec.experiments.validation import check_counts, check_keys
 
-CLOSED, OPEN = "closed", "open"
+CLOSED, OPEN, CAPACITY = "closed", "open", "capacity"
 SPECULATION = ("off", "on", "adaptive")
 BATCHING = ("in_flight", "static")
 
@@ -18,8 +18,8 @@ class Cell:
     """What is measured in one go.
 
     Attributes:
-        loop: CLOSED, as many requests in flight all the time; OPEN, requests come when they come; or the name of what
-            is measured once, before.
+        loop: CLOSED, as many requests in flight all the time; OPEN, requests come when they come; CAPACITY, a closed
+            loop that says how fast they may come; or the name of what else is served once.
         level: requests in flight; of an open loop the rate of arrivals, as a share of the capacity.
         speculation, batching: see SPECULATION and BATCHING.
     """
@@ -117,7 +117,7 @@ class Settings:
 
     def count(self, cell: Cell) -> int:
         """Requests of a cell."""
-        if cell.loop == OPEN:
+        if cell.loop in (OPEN, CAPACITY):
             return self.open_requests
         return max(self.requests, self.requests_per_slot * int(cell.level))
 

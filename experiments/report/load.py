@@ -108,7 +108,9 @@ def _figure(ident: str, name: str, cells: Sequence[Json], metrics: Sequence[str]
     if not any(line.points for panel in drawn for line in panel.lines):
         return None
     unit = "×" if metrics[0] == "over_off" else " %" if metrics[0] == "slot_use" else ""
-    drawing = panels(f"plot-load-{ident}", name, drawn, WORDS[cells[0]["loop"]], factor, unit, log)
+    drawing = panels(
+        f"plot-load-{ident}", name, drawn, WORDS[cells[0]["loop"]], factor, unit, log, 1.0 if unit == "×" else None
+    )
     columns = ["cell", *(" ".join(filter(None, (metric, part))) for metric, part in wanted)]
     rows = [
         [f"{cell['level']:g}: {title(cell)}", *(_said(_value(cell, m, p)[1], factor) for m, p in wanted)]

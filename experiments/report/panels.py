@@ -34,13 +34,21 @@ class Panel:
 
 
 def panels(
-    ident: str, title: str, drawn: Sequence[Panel], x_label: str, factor: float = 1.0, unit: str = "", log: bool = False
+    ident: str,
+    title: str,
+    drawn: Sequence[Panel],
+    x_label: str,
+    factor: float = 1.0,
+    unit: str = "",
+    log: bool = False,
+    even: float | None = None,
 ) -> Markup:
     """All in a row, under one legend.
 
     Args:
         factor, unit: what values are multiplied with for labels, and what stands behind them.
         log: a logarithmic scale of values.
+        even: a value to compare with.
     """
     canvas = Canvas(WIDTH, 0)
     lines = {line.name: line for panel in drawn for line in panel.lines}
@@ -52,7 +60,7 @@ def panels(
     values = [value for point in points for value in point[1:] if value is not None]
     levels = sorted({point[0] for point in points})
     base, ceiling = canvas.height - 38, top + 14 * named
-    y: Axis | LogAxis = Axis(0.0, 1.06 * (max(values) or 1.0), base, ceiling)
+    y: Axis | LogAxis = Axis(0.0, 1.06 * (max([*values, even or 0.0]) or 1.0), base, ceiling)
     if log:
         y = LogAxis(min(values) / 1.2, max(values) * 1.2, base, ceiling)
     ticks = round_ticks(y.low, y.high) if isinstance(y, LogAxis) else y.ticks()
@@ -69,6 +77,8 @@ def panels(
             if number == 0:
                 canvas.text(x.start - 6, y(tick) + 4, f"{factor * tick:,g}{unit}", "end", "faint")
         canvas.line(x.start, base, x.end, base, "axis")
+        if even is not None:
+            canvas.line(x.start, y(even), x.end, y(even), "even")
         free = -math.inf
         for level in levels:
             if x(level) - free >= 13:
