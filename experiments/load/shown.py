@@ -47,9 +47,9 @@ def show_load(console: Console, summary: Json) -> None:
         title=f"{summary['experiment']}: {target['name']}, {target['dtype']}", box=SIMPLE, padding=(0, 1, 0, 0)
     )
     made.show_edge = False
-    for name in ("load", "speculation", "tokens/s", "over off", "TTFT ms\np50/p99", "TPOT ms\np50/p99", "good/s"):
+    for name in ("load", "speculation", "tokens/s", "over\noff", "TTFT ms\np50/p99", "TPOT ms\np50/p99", "good/s"):
         made.add_column(name, justify="left" if name in ("load", "speculation") else "right", no_wrap=True)
-    made.add_column("lossless", overflow="fold")
+    made.add_column("lossless", overflow="fold", min_width=8)
     last: object = None
     for cell in summary["load"]["cells"]:
         found = cell["metrics"]
