@@ -36,7 +36,7 @@ class Records:
         self._requests, self._steps = directory / "requests.jsonl", directory / "steps.jsonl"
         self.finished: dict[Key, Row] = {key_of(row): row for row in read_lines(self._requests)}
         self.resumed = len(self.finished)
-        if self._requests.exists():
+        if self._requests.exists() or self._steps.exists():  # a kill in the first request leaves steps alone
             steps = [row for row in read_lines(self._steps) if key_of(row) in self.finished]
             write_lines(self._steps, steps)
             write_lines(self._requests, self.finished.values())
