@@ -27,13 +27,15 @@ def track_summary(tracker: Guarded, summary: Mapping[str, Any], rows: Sequence[R
         own = [row for row in rows if row["method"] == entry["name"]]
         tracker.histogram(f"{entry['name']}/accept_lengths_all", [n for row in own for n in row["accept_lengths"]])
         tracker.histogram(f"{entry['name']}/tpot_all", [row["tpot"] for row in own])
-    if tracker.wants_images:
-        from specdec.experiments.figures import draw
-
-        for name, file in draw(summary, directory / "figures").items():
-            tracker.image(name, file)
+    tracker.images(lambda: _draw(summary, directory / "figures"))
     tracker.artifact("run", directory)
     tracker.finish(flatten(summary))
+
+
+def _draw(summary: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    from specdec.experiments.figures import draw  # matplotlib loads in a second
+
+    return draw(summary, folder)
 
 
 def flatten(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,19 @@ class Guarded:
         """Nobody looks at them after a failure."""
         return self._tracker is not None and self._tracker.wants_images
 
+    def images(self, draw: Callable[[], Mapping[str, Path]]) -> None:
+        """Figures by name, drawn where they are wanted; the tracker goes on without those that cannot be."""
+        if not self.wants_images:
+            return
+        try:
+            files = draw()
+        except (Exception, SystemExit) as error:  # no matplotlib, no room: the measurements are worth more
+            who = type(self._tracker).__name__.lower()
+            print(f"specdec: no figures for the tracker {who}: {_told(error)}", file=sys.stderr)
+            return
+        for name, file in files.items():
+            self.image(name, file)
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         def call(*args: Any, **kwargs: Any) -> None:
             if self._tracker is None:
@@ -57,9 +70,12 @@ class Guarded:
             try:
                 getattr(self._tracker, name)(*args, **kwargs)
             except (Exception, SystemExit) as error:  # whatever it is, the measurements are worth more
-                told = " ".join(str(error).split()) or type(error).__name__
-                who = type(self._tracker).__name__.lower()
+                who, told = type(self._tracker).__name__.lower(), _told(error)
                 print(f"specdec: tracker {who} failed in {name} and is left out from here on: {told}", file=sys.stderr)
                 self._tracker = None
 
         return call
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

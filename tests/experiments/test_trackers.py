@@ -181,3 +181,27 @@ def test_a_failing_tracker_is_told_of_once(capsys):
     assert not tracker.wants_images
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "disk full" in line
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'matplotlib'"), OSError("No space left")])
+def test_figures_that_cannot_be_drawn_stop_nothing(error: Exception, monkeypatch, tmp_path, capsys):
+    """Neither the run nor the tracker's other calls."""
+
+    class Kept(Noop):
+        wants_images = True
+
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+
+        def finish(self, summary: Any) -> None:
+            self.calls.append("finish")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("specdec.experiments.figures.draw", fail)
+    tracker = Kept()
+    track_summary(Guarded(tracker), {"methods": []}, [], tmp_path)
+    assert tracker.calls == ["finish"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"specdec: no figures for the tracker kept: {error}"
