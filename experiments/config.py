@@ -11,7 +11,7 @@ from specdec.attention import choose_backend
 from specdec.exact import check_settings
 from specdec.experiments.methods import Method, Spec, make_methods, other_backend
 from specdec.experiments.predict import Settings as Predict
-from specdec.experiments.validation import check_counts, check_keys, check_models, refuse_missing
+from specdec.experiments.validation import check_counts, check_keys, check_models, check_name, refuse_missing
 
 TRACES = ("html", "perfetto")
 
@@ -82,6 +82,8 @@ class RunConfig:
             if kind not in raw:
                 raise ValueError(f"no {kind} was chosen; expected {kind}=one of: {', '.join(registry.names(kind))}")
             refuse_missing(raw[kind], kind)
+            if kind == "target":
+                check_name(raw[kind])
             registry.check(raw[kind], allowed, kind)
         check_models({"target": raw["target"]})
         measure = raw.get("measure") or {}

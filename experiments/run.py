@@ -73,6 +73,8 @@ def run(raw: Mapping[str, Any], directory: Path, overrides: Sequence[str], conso
     console.print(f"Loading target [bold]{config.target['name']}[/] and {len(config.methods)} methods", highlight=False)
     with closing(build(config)) as bench:
         room = bench.room(config.measure.max_new_tokens)
+        for setting, tokens in (("measure.warmup_tokens", config.measure.warmup_tokens), ("stream", config.stream)):
+            bench.room(tokens or 0, setting)
         grid.check_contexts([method.place for method in config.methods], room, config.measure.max_new_tokens)
         directory.mkdir(parents=True, exist_ok=True)  # a run that cannot be built leaves nothing
         with only_writer(directory):

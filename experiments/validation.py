@@ -48,6 +48,20 @@ def refuse_missing(spec: object, where: str, source: str = "") -> None:
         refuse_missing(value, f"{where}.{key}", source)
 
 
+def check_name(target: Any) -> None:
+    """Refuse a target whose tokenizer could not be found and whose results would have no name.
+
+    Raises:
+        ValueError: it has no name.
+    """
+    name = target.get("name") if isinstance(target, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(
+            f"target.name is {name!r}; expected a model's name or folder, whose tokenizer is read and by which results "
+            "are told, also where another _target_ loads it"
+        )
+
+
 def check_models(spec: Mapping[str, Any]) -> None:
     """Look for every model that building `spec` would load.
 

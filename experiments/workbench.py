@@ -55,15 +55,15 @@ class Bench:
         """Of the target, by name."""
         return str(self.model.dtype).removeprefix("torch.")
 
-    def room(self, max_new_tokens: int) -> int:
-        """Most tokens of a prompt; 0 for no limit.
+    def room(self, max_new_tokens: int, setting: str = "measure.max_new_tokens") -> int:
+        """Most tokens of a prompt; 0 for no limit. `setting` is what says how many new ones there are to be.
 
         Raises:
             ValueError: there is none left for a prompt.
         """
         limit = next(iter(self.engines.values())).target.max_positions
         if limit and limit <= max_new_tokens:
-            raise ValueError(f"measure.max_new_tokens is {max_new_tokens}, but the target has {limit} positions in all")
+            raise ValueError(f"{setting} is {max_new_tokens}, but the target has {limit} positions in all")
         return limit - max_new_tokens if limit else 0
 
     @property
