@@ -49,7 +49,6 @@ def show_load(console: Console, summary: Json) -> None:
     made.show_edge = False
     for name in ("load", "speculation", "tokens/s", "over\noff", "TTFT ms\np50/p99", "TPOT ms\np50/p99", "good/s"):
         made.add_column(name, justify="left" if name in ("load", "speculation") else "right", no_wrap=True)
-    made.add_column("lossless", overflow="fold", min_width=8)
     last: object = None
     for cell in summary["load"]["cells"]:
         found = cell["metrics"]
@@ -63,11 +62,12 @@ def show_load(console: Console, summary: Json) -> None:
             f"{cell['over_off']['ratio']:.2f}" if cell["over_off"] else "",
             *times,
             f"{found['goodput']:.2f}",
-            cell["lossless"]["verdict"],
             style="red" if cell["lossless"]["verdict"] in ("no", "not lossless") else "",
         )
         last = here
     console.print(made)
+    told = "; ".join(f"{method['name']} {method['lossless']['verdict']}" for method in summary["methods"])
+    console.print(f"Lossless, against plain decoding alone: {told}.", highlight=False, markup=False)
     for sentence in sentences(summary):
         console.print(sentence, highlight=False, markup=False)
 
