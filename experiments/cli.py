@@ -82,7 +82,8 @@ def _run(arguments: list[str]) -> int:
         unequal, reproduced = _repeat(arguments)
         missing = 0
     else:
-        outcome = launch("run", resumed(arguments))
+        for plan in resumed(arguments):  # of a sweep, the last knows what became of all cells
+            outcome = launch("run", plan)
         unequal, missing, reproduced = list(outcome.unequal), outcome.missing, True
     if unequal:
         return _fail(f"the losslessness check failed for {', '.join(unequal)}: their texts are not the target's", 3)

@@ -120,12 +120,16 @@ def _sweep(app: Hydra, overrides: list[str]) -> Outcome:
         [o for o in overrides if of_hydra(o) and key_of(o) not in (SWEEP_DIR, "hydra.mode")],
     )
     planned = _planned(app, config, task)
-    again = " ".join([f"resume={folder}", *told_to_run([*task, *own])])
-    made = sweep.begin(folder, task, own)
+    begun = sweep.begin(folder, task, own)
+    plans = [[*plan["overrides"], *plan["hydra"]] for plan in sweep.plans_of(folder) or []]
+    for plan in plans:  # those of earlier starts, too
+        composed = app.compose_config("run", plan, RunMode.MULTIRUN)
+        planned += _planned(app, composed, [override for override in plan if not of_hydra(override)])
+    again = " ".join(dict.fromkeys([f"resume={folder}", *told_to_run([o for plan in plans for o in plan])]))
     try:
         app.multirun("run", _run_job, [*overrides, MANY, f"{SWEEP_DIR}={quoted(folder)}"])
     except (HydraException, OmegaConfBaseException):
-        sweep.discard(made)
+        sweep.discard(folder, begun)
         raise
     except KeyboardInterrupt:
         sweep.write_table(folder, sweep.cells(folder, planned))
@@ -141,7 +145,7 @@ def _sweep(app: Hydra, overrides: list[str]) -> Outcome:
     for line in lines:
         table.add_row(*line)
     console.print(table)
-    if any(row.status == sweep.DONE for row in rows):
+    if any(row.status in (sweep.DONE, sweep.LIMITED) for row in rows):
         from specdec.experiments.report.joint import write_joint
 
         written, _ = write_joint([folder], folder)

@@ -11,6 +11,8 @@ import yaml
 
 from specdec.experiments.records import write_text
 
+LIMIT = "measure.time_limit"  # of a start; a run may go on with another
+
 
 def look_into(directory: Path, raw: Mapping[str, Any]) -> dict[str, Any] | None:
     """See that `directory` holds this run or none; returns the summary if the run there is finished.
@@ -22,9 +24,9 @@ def look_into(directory: Path, raw: Mapping[str, Any]) -> dict[str, Any] | None:
     if not file.exists():
         return None
     before = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if before != raw:
+    if different := [d for d in differences(before, raw) if not d.startswith(f"{LIMIT}: ")]:
         raise ValueError(
-            f"{directory} holds a run with other settings ({told(differences(before, raw))}); "
+            f"{directory} holds a run with other settings ({told(different)}); "
             f"go on with its own: specdec run resume={directory}"
         )
     done = directory / "summary.json"
@@ -35,12 +37,19 @@ def look_into(directory: Path, raw: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """What differs, as `name: before -> now`, each at the deepest level that both have."""
+    """What differs, as `name: before -> now`, each at the deepest level that both have. What only one of them has and
+    says nothing (null, false, 0, empty) does not: a later version's setting."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         inside = sorted({*before, *now})
         deeper = name + "." * bool(name)
+        inside = [key for key in inside if (key in before and key in now) or _says({**before, **now}[key])]
         return [d for key in inside for d in differences(before.get(key), now.get(key), f"{deeper}{key}")]
     return [] if before == now else [f"{name}: {_short(before)} -> {_short(now)}"]
+
+
+def _says(value: Any) -> bool:
+    """Whether a setting is more than null, false, 0, or empty."""
+    return any(map(_says, value.values())) if isinstance(value, Mapping) else bool(value)
 
 
 def told(found: Sequence[str], most: int = 3) -> str:

@@ -20,12 +20,15 @@ from omegaconf import OmegaConf
 
 from specdec.experiments.folder_lock import Locked, is_locked
 from specdec.experiments.machine_noise import AGAIN
-from specdec.experiments.records import write_text
+from specdec.experiments.records import write_bytes, write_text
+from specdec.experiments.run_folder import LIMIT
 
 SETTINGS, TABLE, ERROR, LOG = "sweep.yaml", "sweep.json", "error.txt", "log.txt"
 OVERRIDES, SUMMARY = "overrides.yaml", "summary.json"
+Plan = dict[str, list[str]]  # overrides, hydra
 SHOWN = 80  # characters of a cell's name before its digest
 DONE, FAILED, BEGUN, WAITING, ELSEWHERE = "done", "failed", "unfinished", "not begun", "elsewhere"
+LIMITED = "time limit"  # ended by it: there is a speed-up, and more to be served
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Cell:
     Attributes:
         cell: its folder's name.
         overrides: what it was asked for with.
-        status: done, failed, unfinished, not begun, or elsewhere: another process is at it.
+        status: done, time limit, failed, unfinished, not begun, or elsewhere: another process is at it.
         error: of a failed one, in a line; error.txt has all of it.
         speedup: see `speedup_of`.
         unequal: methods whose losslessness check failed.
@@ -50,7 +53,9 @@ class Cell:
 
 
 def name_of(overrides: Sequence[str]) -> str:
-    """A cell's folder: its short overrides to be read, and a digest of all of them, in any order."""
+    """A cell's folder: its short overrides to be read, and a digest of all of them, in any order; a time limit makes no
+    other cell."""
+    overrides = [override for override in overrides if override.partition("=")[0] != LIMIT]
     parts = [override.partition("=") for override in overrides]
     short = [f"{key.lstrip('+~').rpartition('.')[2]}-{value}" for key, _, value in parts if "/" not in value]
     words = re.sub(r"[^\w.+-]+", "-", "_".join(short))[:SHOWN]
@@ -61,14 +66,19 @@ def name_of(overrides: Sequence[str]) -> str:
 OmegaConf.register_new_resolver("cell", name_of, replace=True)  # for hydra.sweep.subdir in conf/run.yaml
 
 
-def begin(folder: Path, overrides: Sequence[str], hydra: Sequence[str]) -> list[Path]:
-    """Write what `specdec run resume=folder` needs.
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The folders that were made for a sweep, the innermost first, and the plans that were there before."""
+
+    made: Sequence[Path]
+    before: bytes | None
+
+
+def begin(folder: Path, overrides: Sequence[str], hydra: Sequence[str]) -> Begun:
+    """Write what `specdec run resume=folder` needs: one more plan, unless there is one of the same overrides.
 
     Args:
         hydra: overrides of Hydra's own settings, as of its launcher.
-
-    Returns:
-        The folders that were made for it, the innermost first.
 
     Raises:
         ValueError: the folder is a run's.
@@ -77,14 +87,20 @@ def begin(folder: Path, overrides: Sequence[str], hydra: Sequence[str]) -> list[
         raise ValueError(f"{folder} holds a run; give the sweep a folder of its own with hydra.sweep.dir=")
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"overrides": list(overrides), "hydra": list(hydra)}
-    write_text(folder / SETTINGS, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    return made
+    file, plan = folder / SETTINGS, {"overrides": list(overrides), "hydra": list(hydra)}
+    begun = Begun(made, file.read_bytes() if file.exists() else None)
+    plans = plans_of(folder) or []
+    same = [_cells_of(each) == _cells_of(plan) for each in plans]
+    plans = [plan if is_it else each for each, is_it in zip(plans, same, strict=True)] + [plan] * (not any(same))
+    write_text(file, yaml.safe_dump(plans, sort_keys=False, allow_unicode=True))
+    return begun
 
 
-def discard(made: Sequence[Path]) -> None:
-    """Remove the folders of a sweep that could not begin: no cell has one yet."""
-    for folder in made:
+def discard(folder: Path, begun: Begun) -> None:
+    """Leave the folder as it was before a sweep that could not begin: no cell of it has a folder yet."""
+    if begun.before is not None:
+        write_bytes(folder / SETTINGS, begun.before)
+    for folder in begun.made:
         if any(inner.is_dir() for inner in folder.iterdir()):
             return
         for file in folder.iterdir():
@@ -97,12 +113,17 @@ def is_sweep(folder: Path) -> bool:
     return (folder / SETTINGS).is_file()
 
 
-def settings_of(folder: Path) -> tuple[list[str], list[str]] | None:
-    """Overrides and Hydra's own ones of the sweep in `folder`; None if there is none."""
+def plans_of(folder: Path) -> list[Plan] | None:
+    """What was asked for of the sweep in `folder`: each time the overrides, and those of Hydra itself; None if there is
+    none."""
     if not is_sweep(folder):
         return None
-    settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
-    return settings["overrides"], settings["hydra"]
+    plans = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+    return [plans] if isinstance(plans, dict) else plans  # a sweep of an earlier version has one
+
+
+def _cells_of(plan: Plan) -> list[str]:
+    return sorted(override for override in plan["overrides"] if override.partition("=")[0] != LIMIT)
 
 
 def run_cell(folder: Path, overrides: Sequence[str], task: Callable[[], dict[str, Any]]) -> float:
@@ -118,7 +139,7 @@ def run_cell(folder: Path, overrides: Sequence[str], task: Callable[[], dict[str
         print(f"{folder.name}: another process is at it, left out")
         return 0.0
     summary = finished(folder)
-    if summary is not None:
+    if summary is not None and summary["complete"]:
         print(f"{folder.name}: done before")
         return speedup_of(summary) or 0.0
     try:
@@ -170,7 +191,7 @@ def _look(folder: Path, overrides: list[str]) -> Cell:
     if summary is None:
         return Cell(folder.name, overrides, BEGUN if (folder / OVERRIDES).exists() else WAITING)
     unequal = tuple(entry["name"] for entry in summary["methods"] if entry["lossless"]["verdict"] == "no")
-    return Cell(folder.name, overrides, DONE, None, speedup_of(summary), unequal)
+    return Cell(folder.name, overrides, DONE if summary["complete"] else LIMITED, None, speedup_of(summary), unequal)
 
 
 def write_table(folder: Path, rows: Sequence[Cell]) -> None:

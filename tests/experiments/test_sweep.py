@@ -132,6 +132,40 @@ def test_more_cells_in_the_same_folder_do_not_mix_with_those_that_are_there(run:
     assert "holds a run; give the sweep a folder of its own" in capsys.readouterr().err
 
 
+def test_a_second_sweep_in_the_folder_leaves_the_first_ones_cells_to_be_gone_on_with(run: Sweep, monkeypatch, capsys):
+    """Each plan is kept, and resumed with its own launcher."""
+    run_cell = measure.run_cell
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "run_cell", stop)
+    assert run("drafter=ngram", "drafter.length=2,3") == 130
+    assert [row["status"] for row in table()] == ["unfinished", "not begun"]
+    assert run("drafter=suffix", "data.per_category=null,1") == 130
+    assert [row["status"] for row in table()] == ["unfinished", "not begun"] * 2
+    assert run("drafter=ngram", "drafter.lenght=2") == 1  # cannot be composed: not a plan
+    monkeypatch.setattr(measure, "run_cell", run_cell)
+    capsys.readouterr()
+    assert main(["run", "resume=sweep"]) == 0
+    assert [row["status"] for row in table()] == ["done"] * 4
+    plans = sweep.plans_of(Path("sweep"))
+    assert plans is not None
+    assert ["drafter=ngram" in plan["overrides"] for plan in plans] == [True, False]
+
+
+def test_a_cell_that_a_time_limit_ended_is_gone_on_with(run: Sweep, monkeypatch, capsys):
+    clock = iter(range(10000))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: float(next(clock)))
+    limit = "measure.time_limit=1"
+    assert run("drafter=ngram", "drafter.length=2,3", "data.limit=2", limit) == 0
+    assert [row["status"] for row in table()] == ["time limit"] * 2
+    assert all(row["speedup"] for row in table())
+    assert main(["run", "resume=sweep", "measure.time_limit=null"]) == 0
+    assert [row["status"] for row in table()] == ["done"] * 2
+    assert len(list(Path("sweep").glob("*/config.yaml"))) == 2
+
+
 def test_a_cell_that_another_process_is_at_is_left_out(run: Sweep, capsys):
     assert run("drafter=ngram", "drafter.length=2,3") == 0
     held = folder_of("drafter.length=2")
@@ -233,7 +267,7 @@ def test_other_launchers_do_the_same(
     if failures:
         assert "ngram needs" in (folder_of("drafter.length=0") / sweep.ERROR).read_text().splitlines()[0]
         (folder_of("drafter.length=0") / sweep.ERROR).unlink()
-    assert yaml.safe_load(Path("sweep/sweep.yaml").read_text())["hydra"] == [f"hydra/launcher={launcher}", *settings]
+    assert yaml.safe_load(Path("sweep/sweep.yaml").read_text())[0]["hydra"] == [f"hydra/launcher={launcher}", *settings]
     capfd.readouterr()
     assert main(["run", "resume=sweep", "hydra/launcher=basic"]) == (5 if failures else 0)
     assert capfd.readouterr().out.count(": done before") == len(statuses) - failures
