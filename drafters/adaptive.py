@@ -1,14 +1,16 @@
 """Any drafter, with trees as large as they have paid lately, and none where speculation would lose.
 
-Per slot, running acceptance by node and a measured cost curve say how many of the next tree's first nodes to verify
-(see `specdec.tree.budget`); where none pays, nothing is drafted but for a try now and then, out of an allowance.
+Running acceptance by node and a measured cost curve say how many of the next trees' first nodes to verify: one budget
+for all slots, which gets smaller the more of them there are and the more rows of prompts are read beside them (see
+`specdec.tree.budget`). Where none pays, nothing is drafted but for a try now and then, out of an allowance.
 
 Guarantee: lossless with every rule that is. A tree's size depends on what became of trees before, never on what is
 drawn in this step. Under a rule whose text depends on drafts (`DraftNoise.shared` is False) a slot decides by its own
-past alone, as if all slots did the same: slots whose requests have the same seed share their noise, so that another
-slot's past may be this one's future, and a size that knew it would bias the text.
-Under a rule with shared noise, whose text is the same whatever is drafted, all slots decide together, by the number of
-live ones, and learn from each other and from earlier requests.
+past alone, as if all slots did the same and nothing was read beside them: slots whose requests have the same seed share
+their noise, so that another slot's past, or when its request came, may be this one's future, and a size that knew it
+would bias the text.
+Under a rule with shared noise, whose text is the same whatever is drafted, all slots decide together, and learn from
+each other and from earlier requests.
 
 Sizes are decided on the host, which reads a verdict a step: trees of a fixed shape in a CUDA graph would cost what full
 ones cost. On a GPU a drafter that would be part of the step's graph is run outside of it here.
@@ -26,12 +28,26 @@ from torch import Tensor
 from specdec.core import Drafter, TargetOutput, Verdict
 from specdec.sampling import DraftNoise
 from specdec.target import Target, attach
-from specdec.tree.budget import Account, StepCost, budget, chances
-from specdec.tree.cost import CostCurve, Curve, measured_draft_cost
+from specdec.tree.budget import StepCost, budget
+from specdec.tree.cost import CostCurve, Curve, measured_draft_cost, sequences_curve
+from specdec.tree.past import Past
 from specdec.tree.prefix import first_nodes
 from specdec.tree.token_tree import TokenTree
 
-ALL_DECAY = 0.98  # of what all slots have seen: many of them a step
+TOGETHER_DECAY = 0.99  # of what all slots have seen: many of them a step
+
+
+@dataclass(slots=True)
+class Slot:
+    """A request's.
+
+    Attributes:
+        past: what became of its trees, for rules under which it decides alone.
+        right: tokens of its last draft that were; 0 where there was none.
+    """
+
+    past: Past
+    right: int = 0
 
 
 @dataclass(slots=True)
@@ -42,8 +58,9 @@ class State:
         inner: the drafter's state.
         capacity: slots.
         levels: by number of nodes, levels that have to be drafted for them; the drafter's, if it remembers.
-        together: of all slots.
-        slots: of every slot with a request.
+        together: what became of all slots' trees.
+        slots: those with a request.
+        beside: rows of the coming pass that are not these slots'.
         shared: whether the last trees were for a rule with shared noise.
         drawn: whether the last drafts were drawn at random, for a rule that wants to know from what.
     """
@@ -51,8 +68,9 @@ class State:
     inner: Any
     capacity: int
     levels: list[int]
-    together: Account
-    slots: dict[int, Account] = field(default_factory=dict)
+    together: Past
+    slots: dict[int, Slot] = field(default_factory=dict)
+    beside: int = 0
     shared: bool = True
     drawn: bool = False
 
@@ -64,10 +82,10 @@ class Adaptive:
         drafter: any; in a yaml a name, or a mapping with `_target_`.
         curve: what a step costs: a file of `specdec bench curve`, what a row adds to the first one's cost, or None for
             nothing.
-        draft_cost: of drafting a level, in steps of plain decoding (of a proposal, where a drafter cannot leave levels
-            out); None for what the curve's file says, or 0.
+        draft_cost: of drafting a level, in steps of plain decoding (of a whole proposal, where a drafter leaves out
+            all levels or none); None for what the curve's file says, or 0.
         allowance: for tries, as a share of what plain decoding costs.
-        decay: weight of the past in a slot's running means.
+        decay: weight of the past in a slot's own running means.
         remember: keep what was seen for later requests and other decoders.
 
     Raises:
@@ -85,9 +103,10 @@ class Adaptive:
         decay: float = 0.95,
         remember: bool = True,
     ):
-        self._by_levels = bool(getattr(drafter, "takes_levels", False))
+        self._takes_levels = bool(getattr(drafter, "takes_levels", False))
+        self._by_level = self._takes_levels and hasattr(drafter, "policy")  # the others leave out all or nothing
         if draft_cost is None:
-            draft_cost = measured_draft_cost(curve, whole=not self._by_levels)
+            draft_cost = measured_draft_cost(curve, whole=not self._by_level)
         if draft_cost < 0 or allowance < 0 or not 0 < decay < 1:
             raise ValueError(
                 "adaptive needs draft_cost >= 0, allowance >= 0 and decay between 0 and 1; "
@@ -100,10 +119,10 @@ class Adaptive:
             )
         self.drafters = [drafter]  # looked over like the parts of `hybrid`
         self.needs = replace(drafter.needs, on_device=False)
-        self.cost = StepCost(CostCurve.make(curve), draft_cost)
+        self.cost = StepCost(CostCurve.make(curve), draft_cost, sequences_curve(curve))
         self.allowance, self.decay = allowance, decay
-        self._remember, self._together = remember, Account(ALL_DECAY)
-        self._levels = [0 if self._by_levels else 1, *[1] * (self.needs.max_nodes - 1)]
+        self._remember, self._together = remember, Past(TOGETHER_DECAY)
+        self._levels = [0 if self._takes_levels else 1, *[1] * (self.needs.max_nodes - 1)]
 
     @property
     def drafter(self) -> Drafter:
@@ -121,7 +140,7 @@ class Adaptive:
         inner = self.drafter.open(capacity, max_length, device)
         if self._remember:
             return State(inner, capacity, self._levels, self._together)
-        return State(inner, capacity, list(self._levels), Account(ALL_DECAY))
+        return State(inner, capacity, list(self._levels), Past(TOGETHER_DECAY))
 
     def warmup(self, capacity: int) -> None:
         """That of the drafter, if it has one."""
@@ -131,12 +150,17 @@ class Adaptive:
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
         """Requests begin without a past of their own."""
         self.drafter.start(state.inner, slots, prompts, prefill)
-        state.slots.update((slot, Account(self.decay)) for slot in slots)
+        state.slots.update((slot, Slot(Past(self.decay))) for slot in slots)
+
+    def beside(self, state: State, rows: int) -> None:
+        """See Drafter."""
+        state.beside = rows
 
     def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
         """The first nodes of the drafter's trees."""
         state.shared = noise.shared
         sizes = self._sizes(state)
+        state.beside = 0
         largest = max(sizes)
         tree = self._draft(state, roots, noise, largest)
         if min(sizes) >= tree.max_nodes:
@@ -154,21 +178,23 @@ class Adaptive:
         sizes = [1] * state.capacity
         live = sorted(state.slots)
         for group in [live] * bool(live) if state.shared else [[slot] for slot in live]:
-            payer, others = (state.together, state.together) if state.shared else (state.slots[group[0]], None)
-            known = [chances(state.slots[slot], others) for slot in group]
-            copies = 1 if state.shared else state.capacity
-            chosen = budget(known, state.levels, copies, self.cost, payer, self.allowance)
+            rights = [state.slots[slot].right for slot in group]
+            if state.shared:
+                chosen = budget(rights, state.together, state.levels, self.cost, self.allowance, 1, state.beside)
+            else:
+                past = state.slots[group[0]].past
+                chosen = budget(rights, past, state.levels, self.cost, self.allowance, state.capacity)
             for slot, size in zip(group, chosen, strict=True):
                 sizes[slot] = size
         return sizes
 
     def _draft(self, state: State, roots: Tensor, noise: DraftNoise, largest: int) -> TokenTree:
-        if not self._by_levels:
+        if not self._takes_levels:
             return self.drafter.propose(state.inner, roots, noise)
         levels = None if largest == self.needs.max_nodes else state.levels[largest - 1]
         inner: Any = self.drafter
         tree: TokenTree = inner.propose(state.inner, roots, noise, levels=levels)
-        if levels is None:
+        if levels is None and self._by_level:
             for node, depth in enumerate(tree.depths.amax(0).cummax(0).values.tolist()):
                 state.levels[node] = depth
         if levels != 0:
@@ -187,6 +213,7 @@ class Adaptive:
             if not count:
                 state.slots.pop(slot, None)
                 continue
-            state.slots[slot].observe(path[:count], size)
-            if state.shared:
-                state.together.observe(path[:count], size)
+            own = state.slots[slot]
+            past = state.together if state.shared else own.past
+            past.observe(own.right, path[:count], size)
+            own.right = count - 1

@@ -9,6 +9,7 @@ texts at once would write over each other there.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class Recycling:
     Raises:
         ValueError: the tree is not static.
     """
+
+    takes_levels: ClassVar[bool] = True
 
     def __init__(self, tree: TreePolicy, remember: bool = True):
         if not isinstance(tree, StaticTree):
@@ -121,10 +124,10 @@ class Recycling:
                 last[:-1] = ordered[1:] != ordered[:-1]
                 table[torch.where(last, ordered, nowhere)] = best[order]
 
-    def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
-        """Look up level by level; nodes of which nothing is known are left out."""
+    def propose(self, state: State, roots: Tensor, noise: DraftNoise, levels: int | None = None) -> TokenTree:
+        """Look up level by level, unless no `levels` are wanted; nodes of which nothing is known are left out."""
         own, common = state.own, state.common
-        if own is None:
+        if own is None or levels == 0:
             return TokenTree.roots(roots)
         tokens = roots[:, None]  # [B, N so far], -1 for unknown
         for parents, ranks in state.levels:

@@ -110,6 +110,8 @@ class Drafter(Protocol):
             the same root.
         takes_levels: `propose` has a last argument `levels`, None for all: no more are wanted below the roots. With 0
             nothing is drafted, and the drafter reads what it had to read when it is asked for more.
+        beside(state, rows): called before `propose` where the coming pass has rows that are not its trees': chunks of
+            prompts of other slots.
         proposals(state): the last trees of its parts, by name, where it puts several together: whose a node was.
         attach(target): gives this drafter as it works with that Target, whose embedding, head or layers it uses; raises
             a ValueError where it does not fit. Called once, when the two are put together, before `open`.

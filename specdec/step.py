@@ -61,6 +61,8 @@ class Step:
 
         `chunks` of the prompts of other slots are read and committed in the same forward pass.
         """
+        if chunks and (beside := getattr(self.drafter, "beside", None)):
+            beside(self.state, sum(len(chunk.tokens) for chunk in chunks))
         tree = self.propose(slots)
         lap("draft")
         verdict, output, record = self.decide(tree, slots, lap, chunks)

@@ -27,20 +27,25 @@ from specdec.cache import Paging
 from specdec.capture import CapturedStep, Graphs
 from specdec.core import AcceptanceRule, Drafter
 from specdec.decode import Flight, decode
+from specdec.drafters.adaptive import Adaptive
+from specdec.drafters.adaptive import State as AdaptiveState
+from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.ngram import NGram
 from specdec.drafters.none import NoDrafter
 from specdec.metrics import DecodingStats
 from specdec.pages import PagePool
 from specdec.request import Generation, Request
-from specdec.sampling import SamplingParams
+from specdec.sampling import DraftNoise, SamplingParams
 from specdec.scheduler import Scheduler
 from specdec.serving import IDLE, Arrival, Served, Serving, serve
 from specdec.step import Step
 from specdec.target import Target, attach
+from specdec.tree.static import StaticTree
+from specdec.tree.token_tree import TokenTree
 from specdec.turn import Turn
 
 from .drafters.test_contract import build_drafter
-from .models import make_model
+from .models import make_model, noisy_copy
 from .test_step import DeviceNGram, Replayed
 
 VOCAB = 40  # that of the contract's drafters
@@ -204,6 +209,54 @@ def test_all_are_preempted(target: Target, plain: list[list[int]]) -> None:
     found = texts(begin(target, NGram(), arrivals(waiting), given, stats=stats))
     assert [found[i] for i in (1, 2, 3)] == [plain[i] for i in (0, 3, 5)]
     assert sum(r.preemptions > 0 for r in stats.requests) >= 2
+
+
+class Watched(Adaptive):
+    """Keeps how many rows it was told are beside its trees, of how many slots, and the trees' sizes."""
+
+    seen: list[tuple[int, list[int]]]
+
+    def propose(self, state: AdaptiveState, roots: Tensor, noise: DraftNoise) -> TokenTree:
+        beside = state.beside
+        tree = super().propose(state, roots, noise)
+        self.seen.append((beside, tree.sizes.tolist()))
+        return tree
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_trees_that_follow_the_load(
+    model: PreTrainedModel, target: Target, plain: list[list[int]], slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts read in chunks and as many requests as there are slots, on a curve on which a row costs a tenth of a
+    step: the rows that the drafter is told of are those of the pass, sizes change, and no text does."""
+    passes: list[int] = []
+    forward = Target._forward
+
+    def counted(self: Target, tokens: Tensor, *rest: Any, **more: Any) -> Any:
+        passes.append(len(tokens))
+        return forward(self, tokens, *rest, **more)
+
+    drafter = Watched(DraftModel(noisy_copy(model, 0.05), StaticTree([[0], [1], [0, 0], [0, 1], [0, 0, 0]])), 0.1, 0.02)
+    drafter.seen = []
+    serving = begin(target, drafter, arrivals(REQUESTS * 2), Setting(slots=slots, rows=20, sharing=False))
+    verify = Target.verify
+
+    def verified(self: Target, *given: Any) -> Any:
+        """Of the target, not of the draft model."""
+        if self is not target or not int(given[0].sizes.sum()):
+            return verify(self, *given)
+        monkeypatch.setattr(Target, "_forward", counted)
+        try:
+            return verify(self, *given)
+        finally:
+            monkeypatch.setattr(Target, "_forward", forward)
+
+    monkeypatch.setattr(Target, "verify", verified)
+    found = texts(serving)
+    assert [found[i] for i in range(len(found))] == plain * 2
+    assert passes == [beside + sum(sizes) for beside, sizes in drafter.seen]
+    assert len({size for _, sizes in drafter.seen for size in sizes}) > 3
+    assert any(beside for beside, _ in drafter.seen) == (slots > 1)  # alone, prompts are read beside nothing
 
 
 @pytest.mark.parametrize("drafter", [NoDrafter(), NGram()], ids=["none", "ngram"])

@@ -1,6 +1,7 @@
 """`specdec bench curve`: what a step of the loop costs by the nodes it verifies, on this machine, with this target.
 
 All sizes are timed by turns and compared within a round, so that what slows the machine down slows all of them down.
+So are steps of plain decoding of several sequences, which cost more than as many rows of one.
 Given a drafter, the cost of a level of its drafts is measured in the same rounds, and how often the child of each rank
 is the accepted one: what `tree=sequoia` and `drafter=adaptive` want to know.
 """
@@ -29,6 +30,7 @@ from specdec.step import Step, unheard
 from specdec.target import Target
 
 NODES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+SEQUENCES = (1, 2, 4, 8, 16, 32)  # of steps of plain decoding
 STEPS = 6  # of a sample of the drafter, or of the target on a GPU
 
 
@@ -40,7 +42,7 @@ class Settings:
         target: a model's name or folder.
         drafter: a yaml's name, or a draft model's name or folder; without one, no draft cost and no acceptance.
         output: the file.
-        batch: sequences in a step.
+        batch: sequences in a step, whose nodes and drafts are measured.
         context: committed tokens of each.
         seconds: of timing.
         prompts, tokens: held-out texts for the acceptance, and how much of each is decoded.
@@ -90,10 +92,11 @@ def step_costs(
     engine: Engine | None = None,
     texts: Sequence[list[int]] = (),
 ) -> Json:
-    """What steps cost by their nodes; and with an engine what a level of its drafts does, after `texts`.
+    """What steps cost by their nodes, and by their sequences where nothing is drafted; and with an engine what a level
+    of its drafts does, after `texts`.
 
     Args:
-        batch: sequences in a step.
+        batch: sequences in a step, whose nodes and drafts are measured.
         context: committed tokens of each.
         seconds: of timing.
         texts: token ids, `context` of each; they take turns.
@@ -102,6 +105,8 @@ def step_costs(
         ValueError: the target, the drafter or the context cannot be used.
     """
     turns = {str(nodes): verify_turn(model, nodes, batch, context) for nodes in NODES}
+    plain = {count: "1" if count == batch else f"plain decoding of {count}" for count in SEQUENCES}
+    turns |= {name: verify_turn(model, 1, count, context) for count, name in plain.items() if name not in turns}
     found: Json = {}
     if engine is not None:
         turns["drafter"] = draft_turn(engine, [texts[i % len(texts)] for i in range(batch)])
@@ -122,6 +127,8 @@ def step_costs(
         "cost": [round(size.p50, 4) for size in sizes],
         "p20": [round(size.p20, 4) for size in sizes],
         "p80": [round(size.p80, 4) for size in sizes],
+        "sequences": list(plain),
+        "sequences_cost": [round(relative[name].p50, 4) for name in plain.values()],
         "rounds": len(samples["1"]),
         **found,
     }

@@ -61,6 +61,14 @@ class CostCurve:
         return CostCurve(tuple(batch * n for n in measured["nodes"]), tuple(measured["cost"]))
 
 
+def sequences_curve(curve: Curve) -> CostCurve | None:
+    """What the curve's file says of steps of plain decoding, by sequences; None if it does not, or there is no file."""
+    measured = read_curve(curve) if isinstance(curve, str | Path) else {}
+    if "sequences" not in measured:
+        return None
+    return CostCurve(tuple(measured["sequences"]), tuple(measured["sequences_cost"]))
+
+
 def read_curve(file: str | Path) -> Mapping[str, Any]:
     """What `specdec bench curve` has written.
 

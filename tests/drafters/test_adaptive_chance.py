@@ -25,6 +25,7 @@ from specdec.request import Request
 from specdec.sampling import SamplingParams
 from specdec.step import Step
 from specdec.target import Target
+from specdec.tree import budget
 from specdec.tree.static import StaticTree, chain
 
 from ..acceptance.joint import ALARM, PROMPT, agreement, exact_joint
@@ -45,6 +46,12 @@ class Prying(Adaptive):
     def _sizes(self, state: State) -> list[int]:
         slots = {slot: state.slots.get(slot ^ 1, account) for slot, account in state.slots.items()}
         return super()._sizes(replace(state, slots=slots))
+
+
+@pytest.fixture(autouse=True)
+def no_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for one that every request begins with, so that what is drafted is decided by the past alone."""
+    monkeypatch.setattr(budget, "CREDIT", 0.0)
 
 
 def alike(seed: int) -> PreTrainedModel:

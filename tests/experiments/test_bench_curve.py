@@ -18,7 +18,7 @@ from specdec.experiments.cli import main
 from specdec.registry import build, read_yaml
 from specdec.request import Request
 from specdec.sampling import SamplingParams
-from specdec.tree.cost import CostCurve
+from specdec.tree.cost import CostCurve, sequences_curve
 from specdec.tree.static import StaticTree
 
 from ..models import make_model, noisy_copy, plain_text
@@ -30,6 +30,7 @@ PROMPTS = [[5, 6, 7, 5, 6], [1], [2, 3, 2, 3, 2, 3, 2]]
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curve, "NODES", (1, 2, 5))
+    monkeypatch.setattr(curve, "SEQUENCES", (1, 2))
     monkeypatch.setattr(curve, "STEPS", 2)
 
 
@@ -49,6 +50,9 @@ def test_the_command_writes_what_policies_read(
     assert measured["cost"][0] == measured["p20"][0] == 1.0
     spread = zip(measured["p20"], measured["cost"], measured["p80"], strict=True)
     assert all(low <= middle <= high for low, middle, high in spread)
+    assert measured["sequences"] == [1, 2]
+    assert min(measured["sequences_cost"]) > 0
+    assert (measured["sequences_cost"][0] == 1.0) == (batch == 1)
     assert measured["draft_cost"] > 0
     assert measured["levels"] == 4
     assert len(measured["acceptance"]) == 3
@@ -57,6 +61,7 @@ def test_the_command_writes_what_policies_read(
     assert len(file.read_text().splitlines()) == len(measured) + 2  # a line an entry
     assert file.with_suffix(".png").stat().st_size > 1000
     assert CostCurve.make(file).rows == (batch, 2 * batch, 5 * batch)
+    assert sequences_curve(file) == CostCurve((1, 2), tuple(measured["sequences_cost"]))
     assert build("tree", "sequoia", acceptance=str(file), curve=str(file), draft_cost=None, max_nodes=4).depth <= 3
 
 
@@ -79,8 +84,8 @@ def test_costs_are_ratios_within_a_round(monkeypatch: pytest.MonkeyPatch, target
 
     def turn(model: object, nodes: int, batch: int, context: int) -> Any:
         def sample() -> float:
-            speed[0] *= 1.1 if nodes == 1 else 1.0  # the first of a round
-            return speed[0] * (1 + 0.01 * nodes)
+            speed[0] *= 1.1 if (nodes, batch) == (1, 1) else 1.0  # the first of a round
+            return speed[0] * (1 + 0.01 * nodes) * (batch + 1)
 
         return sample
 
@@ -89,6 +94,8 @@ def test_costs_are_ratios_within_a_round(monkeypatch: pytest.MonkeyPatch, target
     assert measured["rounds"] >= 5
     assert measured["cost"] == [round((1 + 0.01 * n) / 1.01, 4) for n in curve.NODES]
     assert measured["p20"] == measured["p80"] == measured["cost"]
+    assert measured["sequences"] == list(curve.SEQUENCES)
+    assert measured["sequences_cost"] == [(count + 1) / 2 for count in curve.SEQUENCES]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specdec.tree.cost import CostCurve, read_curve
+from specdec.tree.cost import CostCurve, read_curve, sequences_curve
 
 
 def test_between_before_and_behind_the_points() -> None:
@@ -29,6 +29,15 @@ def test_a_measured_file_counts_the_rows_of_all_sequences(tmp_path: Path) -> Non
     curve = CostCurve.make(str(file))
     assert list(curve.rows) == [8, 16, 32]
     assert [curve(rows) for rows in (4, 8, 24)] == [1.0, 1.0, 2.0]
+
+
+def test_what_several_sequences_cost_is_read_where_it_was_measured(tmp_path: Path) -> None:
+    file = tmp_path / "curve.json"
+    measured = {"nodes": [1, 2], "cost": [1.0, 1.5]}
+    file.write_text(json.dumps(measured))
+    assert sequences_curve(file) is sequences_curve(0.1) is sequences_curve(None) is None
+    file.write_text(json.dumps(measured | {"sequences": [1, 8], "sequences_cost": [1.0, 2.75]}))
+    assert sequences_curve(str(file)) == CostCurve((1, 8), (1.0, 2.75))
 
 
 def test_refuses(tmp_path: Path) -> None:
