@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.core import Drafter, DraftNeeds, TargetOutput, Verdict
+from specdec.core import Drafter, DraftNeeds, TargetOutput, Verdict, forget
 from specdec.sampling import DraftNoise
 from specdec.target import Target, attach
 from specdec.tree.token_tree import TokenTree
@@ -106,6 +106,11 @@ class Hybrid:
         for part in self.drafters:
             if warmup := getattr(part, "warmup", None):
                 warmup(capacity)
+
+    def forget(self) -> None:
+        """See Drafter."""
+        for part in self.drafters:
+            forget(part)
 
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
         """Every part sees the prompts."""

@@ -81,6 +81,12 @@ class Recycling:
         first = torch.zeros(capacity, 1, dtype=torch.int64, device=device)
         return State(None, None, first, levels, torch.tensor(above, device=device))
 
+    @torch.inference_mode()
+    def forget(self) -> None:
+        """Empty the common table, which decoders may hold."""
+        if self._common is not None:
+            self._common.fill_(-1)
+
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
         """Make or empty the slots' tables; what the target thinks of the prompts' last tokens is known.
 

@@ -131,6 +131,10 @@ class History:
 
     def __init__(self, capacity: int):
         self._half = max(capacity // 2, 1)
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing was written."""
         self.young, self.old = Automaton(), Automaton()
 
     def make_room(self) -> None:
@@ -180,6 +184,11 @@ class Suffix(TextDrafter[Text]):
         super().__init__(max_nodes)
         self.nodes_per_match, self.min_probability = nodes_per_match, min_probability
         self.history = History(remember) if remember else None
+
+    def forget(self) -> None:
+        """See Drafter."""
+        if self.history is not None:
+            self.history.forget()
 
     def read(self, prompts: list[list[int]], max_length: int) -> list[Text]:
         """Prompts are read into automata of their own; they are no one else's."""

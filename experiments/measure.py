@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any
 
+from specdec.core import forget
 from specdec.experiments import lossless
 from specdec.experiments.config import Measure
 from specdec.experiments.context import to_length
@@ -108,8 +109,11 @@ def measure(
         tell: called with every request and its row, those of an earlier start included.
     """
     began = time.perf_counter()
-    at: object = None
+    at: tuple[int, int] | None = None
     for cell in plan(bench.methods, questions, settings):
+        if at is None or at[1] != cell.repeat:  # what came before, warming up too, helps none of the repeats
+            for engine in bench.engines.values():
+                forget(engine.drafter)
         here = (cell.chunk, cell.repeat)
         if at not in (None, here) and settings.time_limit and time.perf_counter() - began > settings.time_limit:
             return

@@ -115,6 +115,7 @@ class Drafter(Protocol):
         proposals(state): the last trees of its parts, by name, where it puts several together: whose a node was.
         attach(target): gives this drafter as it works with that Target, whose embedding, head or layers it uses; raises
             a ValueError where it does not fit. Called once, when the two are put together, before `open`.
+        forget(): what it keeps over requests is as it was when it was made; states that are open stay as they are.
     """
 
     needs: DraftNeeds
@@ -138,6 +139,12 @@ class Drafter(Protocol):
 
     def observe(self, state: Any, tree: TokenTree, verdict: Verdict, output: TargetOutput) -> None:
         """What became of the last proposal. Not called before `propose`."""
+
+
+def forget(drafter: Drafter) -> None:
+    """Its `forget`, where it keeps anything over requests: the next ones find it as the first ones did."""
+    if own := getattr(drafter, "forget", None):
+        own()
 
 
 class TrainableHead(Protocol):

@@ -14,7 +14,9 @@ import yaml
 from transformers import PreTrainedModel
 
 from specdec import registry
-from specdec.core import Drafter
+from specdec.core import Drafter, forget
+from specdec.engine import Engine, serve
+from specdec.request import Request
 from specdec.sampling import SamplingParams
 from specdec.target import Target, attach
 from specdec.tree.token_tree import TokenTree
@@ -26,6 +28,7 @@ from ..models import byte_tokenizer, make_model
 VOCAB = 40
 PROMPTS = [[5, 6, 7, 5, 6], [1], [2, 3, 2, 3, 2, 3, 2], [9, 8], [4] * 12]
 NAMES = registry.names("drafter")
+REMEMBERING = {"hybrid", "recycling", "suffix"}  # over requests
 MODES = {  # settings, shared noise
     "greedy": (SamplingParams(), True),
     "greedy, own noise": (SamplingParams(), False),
@@ -189,6 +192,23 @@ def test_an_empty_prompt(forgetful: Drafter, mode: tuple[SamplingParams, bool]) 
         tree = used.step()
         check_tree(tree, used, roots)
         assert (text, tree.paths(0)) == trace(fresh, 0, 1)[0]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "adaptive"])
+def test_what_was_learnt_is_forgotten(name: str) -> None:
+    """After `forget` the same requests are served as they were the first time."""
+    model = make_model(vocab_size=VOCAB + 10, dtype=torch.float64)  # as many as the datastore has
+    engine = Engine(model, build_drafter(name, model), None, "coupled")
+
+    def served() -> list[tuple[list[int], int]]:
+        groups = [[PROMPTS[0]], PROMPTS[2:4]]
+        stats = [serve(engine, [Request(prompt, 12, SamplingParams()) for prompt in group])[1] for group in groups]
+        return [(r.accept_lengths, r.nodes) for part in stats for r in part.requests]
+
+    first = served()
+    assert (served() != first) == (name in REMEMBERING)
+    forget(engine.drafter)
+    assert served() == first
 
 
 class Asked:

@@ -179,6 +179,19 @@ def test_plain_decoding_twice_tells_the_noise(specdec_run, capsys):
     assert "Recommended: " in (directory / "report.html").read_text()
 
 
+def test_repeats_and_what_comes_before_teach_drafters_nothing(specdec_run, tmp_path, capsys):
+    """Every repeat is served with the same knowledge, whether or not the first question warmed up and was shown."""
+    lengths = {}
+    for folder, *more in (("cold", "measure.warmup_tokens=0"), ("warm", "measure.warmup_tokens=8", "stream=8")):
+        code, _ = specdec_run("drafter=suffix", "measure.repeats=2", f"hydra.run.dir={folder}", *more)
+        assert code == 0, capsys.readouterr().err
+        for row in read_rows(tmp_path / folder / "requests.jsonl"):
+            found = lengths.setdefault((folder, row["repeat"]), {})
+            found[row["method"], row["question_id"], row["turn"]] = row["accept_lengths"], row["nodes"]
+    assert len(lengths) == 4
+    assert all(found == lengths["cold", 0] for found in lengths.values())
+
+
 def test_a_conversation_goes_on_with_the_answer(specdec_run, target):
     code, directory = specdec_run("drafter=ngram")
     assert code == 0
