@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from specdec.engine import Engine
 from specdec.experiments import lossless
@@ -134,7 +134,7 @@ class Load:
     ) -> Outcome:
         requests = [each.request for each in asked]
         if most is not None:
-            requests = [type(r)(r.prompt, min(r.max_new_tokens, most), r.sampling, r.eos) for r in requests]
+            requests = [replace(r, max_new_tokens=min(r.max_new_tokens, most)) for r in requests]
         if cell.batching != BATCHING[0]:
             return in_batches(engine, requests, self.settings.slots_of(cell), gaps)
         longest = max(len(r.prompt) + r.max_new_tokens for r in requests)

@@ -24,6 +24,7 @@ Json = Mapping[str, Any]
 CLASSES = dict(zip(SPECULATION, ("base", "m0", "m1"), strict=True))
 WORDS = {CLOSED: "requests in flight", OPEN: "arrivals, as a share of the capacity"}
 PERCENTILES = ("p50", "p90", "p99")
+RATIOS = ("over_off", "over_better", "over_static")
 
 
 def load_page(run: RunFiles, environment: jinja2.Environment, css: Markup, facts: Sequence[tuple[str, str]]) -> str:
@@ -46,7 +47,7 @@ def load_page(run: RunFiles, environment: jinja2.Environment, css: Markup, facts
         title=title,
         times=_times,
         preempted=any(cell["metrics"]["preemptions"] for cell in load["cells"]),
-        figures=[*_figures(load["cells"]), *slot_figures(load["cells"], run.requests)],
+        figures=[*figures(load["cells"]), *slot_figures(load["cells"], run.requests)],
     )
 
 
@@ -73,13 +74,16 @@ def _times(found: Json) -> str:
     return " / ".join(text.milliseconds(found[part]) for part in PERCENTILES)
 
 
-def _figures(cells: Sequence[Json]) -> list[Figure]:
+def figures(cells: Sequence[Json]) -> list[Figure]:
+    """Those that have something to show, of the closed loop, then of the open one."""
     closed = [cell for cell in cells if cell["loop"] == CLOSED]
     opened = [cell for cell in cells if cell["loop"] == OPEN]
     bars = "Bars are 95 % bootstrap intervals over rounds. " if any(_interval(cell) for cell in closed) else ""
     found = [
         _figure("throughput", "Tokens per second over plain decoding", closed, ["over_off"], "Over speculation off, "
                 f"in the same batching. {bars}Full lines: in flight; dashed: static batches."),
+        _figure("better", "Adaptive over the better of off and on", closed, ["over_better"], f"Tokens/s. {bars}"),
+        _figure("static", "In flight over static batches", closed, ["over_static"], f"Tokens/s. {bars}"),
         _figure("tokens", "Tokens per second", closed, ["throughput"], "All requests together."),
         _figure("goodput", "Goodput", closed, ["goodput"], "Requests a second within both bounds."),
         _figure("ttft", "Time to first token, closed loop", closed, ["ttft"], "Milliseconds, logarithmic."),
@@ -107,7 +111,7 @@ def _figure(ident: str, name: str, cells: Sequence[Json], metrics: Sequence[str]
     drawn = [Panel(_panel_name(metric, part), _lines(cells, metric, part)) for metric, part in wanted]
     if not any(line.points for panel in drawn for line in panel.lines):
         return None
-    unit = "×" if metrics[0] == "over_off" else " %" if metrics[0] == "slot_use" else ""
+    unit = "×" if metrics[0] in RATIOS else " %" if metrics[0] == "slot_use" else ""
     drawing = panels(
         f"plot-load-{ident}", name, drawn, WORDS[cells[0]["loop"]], factor, unit, log, 1.0 if unit == "×" else None
     )
@@ -148,8 +152,8 @@ def _lines(cells: Sequence[Json], metric: str, part: str) -> list[Line]:
 
 def _value(cell: Json, metric: str, part: str) -> tuple[float | None, float | None, float | None]:
     """Low, middle and high, the outer two where there is an interval."""
-    if metric == "over_off":
-        over = cell["over_off"] or {}
+    if metric in RATIOS:
+        over = cell[metric] or {}
         return over.get("low"), over.get("ratio"), over.get("high")
     found = cell["metrics"][metric]
     return None, found[part] if part else found, None

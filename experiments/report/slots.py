@@ -14,18 +14,19 @@ from specdec.experiments.report.figures import Figure
 from specdec.experiments.report.svg import WIDTH, Axis, Canvas, legend
 
 Json = Mapping[str, Any]
-MOST_SLOTS = 8  # of a time line, so that its rows can be told apart
-ROW = 15.0
+MOST_SLOTS = 8  # of a time line, where there is one with so few, so that its rows can be told apart
+ROW, LEAST_ROW = 15.0, 5.0
 LEFT = 44.0
 
 
 def slot_figures(cells: Sequence[Json], requests: Sequence[Row]) -> list[Figure]:
-    """Of the largest closed loop with few enough slots both kinds of batching, on one scale; of the fastest open loop
-    in flight."""
-    closed = [cell for cell in cells if cell["loop"] == CLOSED and cell["slots"] <= MOST_SLOTS]
-    level = max([cell["level"] for cell in closed], default=None)
+    """Of the largest closed loop with few enough slots, else the smallest, both kinds of batching, on one scale; of the
+    fastest open loop in flight."""
+    closed = [cell for cell in cells if cell["loop"] == CLOSED]
+    levels = sorted({cell["level"] for cell in closed})
+    level = ([n for n in levels if n <= MOST_SLOTS][-1:] or levels[:1] or [None])[0]
     beside = [c for c in closed if c["level"] == level and c["speculation"] == _shown(closed)]
-    opened = [c for c in cells if c["loop"] == OPEN and c["batching"] == BATCHING[0] and c["slots"] <= MOST_SLOTS]
+    opened = [c for c in cells if c["loop"] == OPEN and c["batching"] == BATCHING[0]]
     latest = [c for c in opened if c["speculation"] == _shown(opened)][-1:]
     found = []
     for group in (beside, latest):
@@ -71,25 +72,27 @@ def _figure(cell: Json, rows: Sequence[Row], last: float) -> Figure:
 def draw(cell: Json, rows: Sequence[Row], last: float, title: str) -> Markup:
     """`last`: seconds that the drawing reaches to."""
     slots = cell["slots"]
+    height = ROW if slots <= MOST_SLOTS else max(ROW * MOST_SLOTS / slots, LEAST_ROW)
     canvas = Canvas(WIDTH, 0)
     entries = [("prompt read", "read", -1), ("text written", "decode", -1)]
     top = legend(canvas, entries, LEFT, 8, WIDTH) + 4
     ticks = 8.0 if cell["loop"] == OPEN else 0.0
-    base = top + ROW * slots + ticks + 4
+    base = top + height * slots + ticks + 4
     canvas.height = base + 38
+    gap = 2 * height / ROW
     x = Axis(0.0, last or 1.0, LEFT, WIDTH - 10)
     for slot in range(slots):
-        middle = top + ROW * slot + ROW / 2
+        middle = top + height * slot + height / 2
         canvas.line(x.start, middle, x.end, middle, "rule")
         if slots <= MOST_SLOTS:
             canvas.text(x.start - 8, middle + 4, f"{slot + 1}", "end", "faint")
     for row in rows:
         for number, (slot, what, start, end) in enumerate(row["visits"]):
-            y, left, right = top + ROW * slot + 2, x(start), x(end)
+            y, left, right = top + height * slot + gap, x(start), x(end)
             width = max(right - left - 0.6 * (number == len(row["visits"]) - 1), 0.4)
-            canvas.add("rect", x=left, y=y, width=width, height=ROW - 4, class_=what)
+            canvas.add("rect", x=left, y=y, width=width, height=height - 2 * gap, class_=what)
             if number + 1 < len(row["visits"]) and row["visits"][number + 1][1] == READ:
-                canvas.line(right, y - 1, right, y + ROW - 3, "sent")
+                canvas.line(right, y - gap / 2, right, y + height - 1.5 * gap, "sent")
         if ticks:
             canvas.line(x(row["due"]), base - ticks - 2, x(row["due"]), base - 2, "axis")
     canvas.line(x.start, base, x.end, base, "axis")
