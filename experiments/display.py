@@ -36,7 +36,7 @@ class Bar:
         self._done, self._began = 0, time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        live = {"console": console, "disable": not console.is_terminal}
+        live: dict[str, Any] = {"console": console, "disable": not console.is_terminal}
         self._bar = Progress(*columns, *times, **live, refresh_per_second=REFRESHES)
         self._task = self._bar.add_task(what, total=total)
 

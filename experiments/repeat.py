@@ -46,9 +46,9 @@ def repeat(arguments: Sequence[str], console: Console) -> tuple[dict[str, Any], 
         raise ValueError(
             f"from= repeats a run as it was: {', '.join(strange)} cannot be given with it, only {INTO}FOLDER"
         )
-    again = {key_of(a): a for a in others}
-    refuse("from", source, as_overrides({key: value for key, value in trusted.items() if key not in again}))
-    for key, override in again.items():
+    given_again = {key_of(a): a for a in others}
+    refuse("from", source, as_overrides({key: value for key, value in trusted.items() if key not in given_again}))
+    for key, override in given_again.items():
         _set(before.config, key, yaml.safe_load(override.partition("=")[2]))
     if before.config.get("scaling"):
         raise ValueError(f"{source} timed steps and wrote no text: times cannot be equal; run experiment=scaling again")

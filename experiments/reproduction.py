@@ -80,7 +80,8 @@ def origins(before: RunFiles, now: RunFiles) -> list[str]:
         known = {name: run.provenance.get(name) for name in FACTS}
         facts.append({**known, "target": run.summary["target"], "starts": starts})
     found = differences(facts[0], facts[1])
-    if all((fact["git"] or {}).get("dirty") for fact in facts):
+    states = [fact["git"] or {} for fact in facts]
+    if all(state.get("dirty") and not state.get("diff_sha256") for state in states):
         found.append("git: both had uncommitted changes, which may differ")
     return found
 

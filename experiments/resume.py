@@ -56,7 +56,8 @@ def _plans(folder: Path, plans: list[sweep.Plan], given: list[str]) -> list[list
         if any(key_of(a) == "hydra/launcher" for a in new):  # what was set of the other one goes with it
             own = [a for a in own if not key_of(a).startswith("hydra.launcher.")]
         found.append([*task, *_without(own, new)])
-    refuse("resume", folder, [a for a in dict.fromkeys(told_to_run([a for plan in found for a in plan])) if a not in given])
+    told = dict.fromkeys(told_to_run([a for plan in found for a in plan]))
+    refuse("resume", folder, [a for a in told if a not in given])
     return [["-m", *before, *new, f"{SWEEP_DIR}={quoted(folder)}"] for before in found]
 
 

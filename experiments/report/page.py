@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -97,15 +99,17 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
     """Where the numbers come from."""
     origin, environment = run.provenance, run.summary["environment"]
     git, cpu, data = (origin.get(key) or {} for key in ("git", "cpu", "data"))
-    commit = f"{git.get('commit')}{' with uncommitted changes' if git.get('dirty') else ''}" if git else text.DASH
+    commit = f"{git.get('commit')}{_changes(git)}" if git else text.DASH
+    governor = f", governor {cpu['governor']}" if cpu.get("governor") else ""
     found = [
         ("Time", origin.get("time")),
         ("Command", " ".join(map(str, origin.get("argv") or []))),
         ("Commit", commit),
         ("Versions", ", ".join(f"{k} {v}" for k, v in (origin.get("versions") or {}).items())),
         ("System", origin.get("system")),
-        ("CPU", f"{cpu.get('model')}, {cpu.get('cores')} cores" if cpu else None),
+        ("CPU", f"{cpu.get('model')}, {cpu.get('cores')} cores{governor}" if cpu else None),
         ("GPU", ", ".join(origin.get("gpu") or []) or "none"),
+        ("Clocks at the start", _clocks(origin.get("clocks") or {})),
         ("Threads", environment.get("threads") or origin.get("threads")),
         ("Memory bandwidth, measured", text.large(environment.get("peak_bandwidth"), "B/s")),
         (
@@ -115,3 +119,21 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         ("Starts", len(origin.get("earlier") or []) + 1 if origin else None),
     ]
     return [(name, str(value) if value not in (None, "") else text.DASH) for name, value in found]
+
+
+def _changes(git: Mapping[str, Any]) -> str:
+    if not git.get("dirty"):
+        return ""
+    if not git.get("diff_sha256"):
+        return " with uncommitted changes"
+    return f" with uncommitted changes ({git['changed']} files, sha256 of the difference {git['diff_sha256'][:12]})"
+
+
+def _clocks(found: Mapping[str, Any]) -> str:
+    cpu, parts = found.get("cpu"), []
+    if cpu:
+        parts.append(f"CPU {cpu['now'][0]} to {cpu['now'][1]} of {cpu['min']} to {cpu['max']} MHz")
+    for gpu in found.get("gpu") or []:
+        told = [f"{key} {value:g}" for key, value in gpu.items() if isinstance(value, int | float) and key != "index"]
+        parts.append(f"GPU {', '.join(told)}")
+    return "; ".join(parts)

@@ -323,7 +323,7 @@ def test_results_in_the_repository_are_no_changes_of_the_code(tmp_path: Path, mo
     result.write_text("{}")
     assert provenance.git_state() == {"commit": None, "dirty": False}
     (tmp_path / "benchmarks" / "loop.py").touch()
-    assert provenance.git_state() == {"commit": None, "dirty": True}
+    assert provenance.git_state() == {"commit": None, "dirty": True, "changed": 1, "diff_sha256": None}
 
 
 MISTAKES = {

@@ -156,7 +156,7 @@ def test_a_second_sweep_in_the_folder_leaves_the_first_ones_cells_to_be_gone_on_
 
 def test_a_cell_that_a_time_limit_ended_is_gone_on_with(run: Sweep, monkeypatch, capsys):
     clock = iter(range(10000))
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("specdec.experiments.measure.time.perf_counter", lambda: float(next(clock)))
     limit = "measure.time_limit=1"
     assert run("drafter=ngram", "drafter.length=2,3", "data.limit=2", limit) == 0
     assert [row["status"] for row in table()] == ["time limit"] * 2
