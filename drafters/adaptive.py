@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from specdec.core import Drafter, TargetOutput, Verdict
+from specdec.core import Drafter, TargetOutput, Verdict, forget
 from specdec.sampling import DraftNoise
 from specdec.target import Target, attach
 from specdec.tree.budget import StepCost, budget
@@ -122,7 +122,10 @@ class Adaptive:
         self.cost = StepCost(CostCurve.make(curve), draft_cost, sequences_curve(curve))
         self.allowance, self.decay = allowance, decay
         self._remember, self._together = remember, Past(TOGETHER_DECAY)
-        self._levels = [0 if self._takes_levels else 1, *[1] * (self.needs.max_nodes - 1)]
+        self._levels = self._unknown_levels()
+
+    def _unknown_levels(self) -> list[int]:
+        return [0 if self._takes_levels else 1, *[1] * (self.needs.max_nodes - 1)]
 
     @property
     def drafter(self) -> Drafter:
@@ -146,6 +149,12 @@ class Adaptive:
         """That of the drafter, if it has one."""
         if warmup := getattr(self.drafter, "warmup", None):
             warmup(capacity)
+
+    def forget(self) -> None:
+        """See Drafter; the one within forgets, too."""
+        forget(self.drafter)
+        self._together.forget()
+        self._levels[:] = self._unknown_levels()
 
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:
         """Requests begin without a past of their own."""

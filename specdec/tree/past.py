@@ -74,10 +74,15 @@ class Past:
     """
 
     def __init__(self, decay: float):
+        self._decay = decay
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing was observed, nothing saved."""
         self.purse: float | None = None
         self.turn = self.changes = 0
-        self._any = Account(decay)
-        self._after = [Account(decay) for _ in range(RIGHT + 1)]
+        self._any = Account(self._decay)
+        self._after = [Account(self._decay) for _ in range(RIGHT + 1)]
         self._chances: dict[int, list[float]] = {}
 
     def observe(self, right: int, path: Sequence[int], size: int) -> None:

@@ -28,7 +28,7 @@ from ..models import byte_tokenizer, make_model
 VOCAB = 40
 PROMPTS = [[5, 6, 7, 5, 6], [1], [2, 3, 2, 3, 2, 3, 2], [9, 8], [4] * 12]
 NAMES = registry.names("drafter")
-REMEMBERING = {"hybrid", "recycling", "suffix"}  # over requests
+REMEMBERING = {"adaptive", "hybrid", "recycling", "suffix"}  # over requests
 MODES = {  # settings, shared noise
     "greedy": (SamplingParams(), True),
     "greedy, own noise": (SamplingParams(), False),
@@ -194,7 +194,7 @@ def test_an_empty_prompt(forgetful: Drafter, mode: tuple[SamplingParams, bool]) 
         assert (text, tree.paths(0)) == trace(fresh, 0, 1)[0]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "adaptive"])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_was_learnt_is_forgotten(name: str) -> None:
     """After `forget` the same requests are served as they were the first time."""
     model = make_model(vocab_size=VOCAB + 10, dtype=torch.float64)  # as many as the datastore has
