@@ -1,4 +1,4 @@
-"""Two figures for trackers: speed-ups with their intervals, and acceptance by depth."""
+"""Figures for trackers: speed-ups with their intervals, and acceptance by depth; of a run under load its levels."""
 
 from __future__ import annotations
 
@@ -17,6 +17,27 @@ def draw(summary: Mapping[str, Any], folder: Path) -> dict[str, Path]:
         figure = make(summary)
         files[name] = folder / f"{name}.png"
         figure.savefig(files[name], dpi=120)
+    return files
+
+
+def draw_load(summary: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Tokens per second and goodput of a run under load, by the level of every loop, as PNG files by name."""
+    folder.mkdir(exist_ok=True)
+    files = {}
+    for loop in dict.fromkeys(cell["loop"] for cell in summary["load"]["cells"]):
+        cells = [cell for cell in summary["load"]["cells"] if cell["loop"] == loop]
+        figure = Figure(figsize=(9, 3.5), layout="constrained")
+        for axes, metric in zip(figure.subplots(1, 2), ("throughput", "goodput"), strict=True):
+            for way in dict.fromkeys((cell["speculation"], cell["batching"]) for cell in cells):
+                own = [cell for cell in cells if (cell["speculation"], cell["batching"]) == way]
+                values = [cell["metrics"][metric] for cell in own]
+                axes.plot([cell["level"] for cell in own], values, "o-", label=", ".join(way))
+            axes.set_xscale("log", base=2)
+            axes.set_xlabel(f"level of the {loop} loop")
+            axes.set_ylabel(metric)
+        figure.axes[0].legend(fontsize="small")
+        files[f"load_{loop}"] = folder / f"load_{loop}.png"
+        figure.savefig(files[f"load_{loop}"], dpi=120)
     return files
 
 

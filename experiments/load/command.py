@@ -123,9 +123,16 @@ def _write(
     display.show_notes(console, summary["notes"])
     console.print(f"Report: {write_report(directory)}", highlight=False, soft_wrap=True)
     tracker.table("load", *table(summary))
+    tracker.images(lambda: _draw(summary, directory))
     tracker.artifact("run", directory)
     tracker.finish(flat(summary))
     return summary
+
+
+def _draw(summary: Json, directory: Path) -> Mapping[str, Path]:
+    from specdec.experiments.figures import draw_load  # matplotlib, which not every tracker wants
+
+    return draw_load(summary, directory / "figures")
 
 
 def _inner(adaptive: Any) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from specdec.experiments.figures import draw_load
 from specdec.experiments.report.load import figures
 from specdec.experiments.report.panels import Line, Panel, panels, round_ticks
 from specdec.experiments.report.slots import draw, slot_figures
@@ -91,6 +93,13 @@ def test_figures_are_of_what_was_measured() -> None:
     opened = figures([cell("open", 0.8)])
     assert [figure.ident for figure in opened] == ["load-open-goodput", "load-open-ttft", "load-open-tpot"]
     assert figures([]) == []
+
+
+def test_figures_for_trackers(tmp_path: Path) -> None:
+    cells = [cell(level=n, speculation=s) for n in (1, 8) for s in ("off", "on")] + [cell("open", 0.8)]
+    files = draw_load({"load": {"cells": cells}}, tmp_path / "figures")
+    assert list(files) == ["load_closed", "load_open"]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files.values())
 
 
 def test_panels_share_their_axes() -> None:
