@@ -63,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(done.code or 0)
     except BrokenPipeError:  # the reader has seen enough, as in `specdec run --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that cannot be written
+        if os.environ.get("SPECDEC_TRACEBACK"):
+            raise
+        told = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        return _fail("; ".join([" ".join(told.split()), *getattr(error, "__notes__", [])]), 1)
     except KeyboardInterrupt as stopped:
         return _fail(str(stopped) or "stopped", 130)
     return 0

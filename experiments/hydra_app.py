@@ -30,7 +30,7 @@ CONFIG = "specdec.conf"
 MANY = "hydra.mode=MULTIRUN"
 Job = Callable[[dict[str, Any], Path, list[str]], Any]
 
-_errors: list[ValueError] = []  # of the jobs that ran in this process
+_errors: list[ValueError | OSError] = []  # of the jobs that ran in this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,9 @@ def _job(task: Job, config: DictConfig, command: str, folder: Path) -> Any:
         begun, asked = (folder / "overrides.yaml").is_file(), list(job.overrides.task)
         again = " ".join([f"resume={folder}", *told_to_run(asked)] if command == "run" and begun else asked)
         raise KeyboardInterrupt(f"stopped; go on with: specdec {command} {again}") from None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and command == "run" and (folder / "overrides.yaml").is_file():
+            error.add_note(f"nothing that was written is lost, go on with: specdec run resume={folder}")
         if not here:
             raise
         _errors.append(error)  # Hydra would say more, and leave out the other jobs

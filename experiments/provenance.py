@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import specdec
+from specdec.experiments.read_back import read_json, remake
 from specdec.experiments.records import write_text
 
 ROOT = Path(specdec.__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def write(file: Path, about: Mapping[str, Any]) -> None:
     """Write provenance; what a resumed run began with is kept under `earlier`."""
     earlier: list[dict[str, Any]] = []
     if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file, remake(file.parent))
         earlier = [*before.pop("earlier", []), before]
         for start in earlier:
             start.pop("config", None)  # a run goes on only with the same

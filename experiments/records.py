@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from specdec.experiments.read_back import no_value
+
 Row = dict[str, Any]
 Key = tuple[str, int | str, int, int]  # method, question, turn, repeat
 
@@ -70,10 +72,6 @@ def read_lines(file: Path) -> list[Row]:
     return rows
 
 
-def no_value(constant: str) -> None:
-    """What NaN and infinities are in a file, for `json.loads(..., parse_constant=no_value)`."""
-
-
 def write_lines(file: Path, rows: Iterable[Row]) -> None:
     """Replace a jsonl file, atomically."""
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
@@ -87,12 +85,24 @@ def write_text(file: Path, text: str) -> None:
 def write_bytes(file: Path, content: bytes) -> None:
     """Replace a file: a reader finds the old one or the new one, whole, also while others replace it."""
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise of_file(error, file) from None
 
 
 def append_lines(file: Path, rows: Sequence[Row]) -> None:
     """Write rows behind those of a jsonl file."""
     if rows:
-        with file.open("a", encoding="utf-8") as out:
-            out.write("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            with file.open("a", encoding="utf-8") as out:
+                out.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            raise of_file(error, file) from None
+
+
+def of_file(error: OSError, file: Path) -> OSError:
+    """An error with the file that it is about: the system names none where a disk is full."""
+    return OSError(error.errno, error.strerror, str(file))

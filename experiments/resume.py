@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from specdec.experiments import sweep
+from specdec.experiments.read_back import read_yaml
 from specdec.experiments.run_folder import LIMIT
 from specdec.experiments.trust import refuse, told_to_run
 
@@ -35,7 +34,7 @@ def resumed(arguments: list[str]) -> list[list[str]]:
         return _plans(folder, plans, others)
     if not (folder / "overrides.yaml").is_file():
         raise ValueError(f"resume: {str(folder)!r} is not the directory of a run; expected one with overrides.yaml")
-    before = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
+    before = read_yaml(folder / "overrides.yaml", list)
     own = _without(before, others)
     refuse("resume", folder, told_to_run(own))
     return [[*own, *others, f"hydra.run.dir={quoted(folder)}"]]

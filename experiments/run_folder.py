@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from specdec.experiments.read_back import read_json, read_yaml, remake
 from specdec.experiments.records import write_text
 
 LIMIT = "measure.time_limit"  # of a start; a run may go on with another
@@ -23,7 +24,7 @@ def look_into(directory: Path, raw: Mapping[str, Any]) -> dict[str, Any] | None:
     file = directory / "config.yaml"
     if not file.exists():
         return None
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    before = read_yaml(file)
     if different := [d for d in differences(before, raw) if not d.startswith(f"{LIMIT}: ")]:
         raise ValueError(
             f"{directory} holds a run with other settings ({told(different)}); "
@@ -32,7 +33,7 @@ def look_into(directory: Path, raw: Mapping[str, Any]) -> dict[str, Any] | None:
     done = directory / "summary.json"
     if not done.exists():
         return None
-    summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+    summary = read_json(done, remake(directory))
     return summary if summary["complete"] else None
 
 

@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf
 
 from specdec.experiments.folder_lock import Locked, is_locked
 from specdec.experiments.machine_noise import AGAIN
+from specdec.experiments.read_back import read_json, read_yaml, remake
 from specdec.experiments.records import write_bytes, write_text
 from specdec.experiments.run_folder import LIMIT
 
@@ -118,7 +120,7 @@ def plans_of(folder: Path) -> list[Plan] | None:
     none."""
     if not is_sweep(folder):
         return None
-    plans = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+    plans = read_yaml(folder / SETTINGS, list | dict)
     return [plans] if isinstance(plans, dict) else plans  # a sweep of an earlier version has one
 
 
@@ -138,11 +140,11 @@ def run_cell(folder: Path, overrides: Sequence[str], task: Callable[[], dict[str
     if is_locked(folder):
         print(f"{folder.name}: another process is at it, left out")
         return 0.0
-    summary = finished(folder)
-    if summary is not None and summary["complete"]:
-        print(f"{folder.name}: done before")
-        return speedup_of(summary) or 0.0
     try:
+        summary = finished(folder)
+        if summary is not None and summary["complete"]:
+            print(f"{folder.name}: done before")
+            return speedup_of(summary) or 0.0
         write_text(folder / OVERRIDES, yaml.safe_dump(list(overrides), allow_unicode=True))
         summary = task()
     except Locked:
@@ -150,7 +152,8 @@ def run_cell(folder: Path, overrides: Sequence[str], task: Callable[[], dict[str
         return 0.0
     except Exception as error:  # whatever it is, the other cells are worth more
         told = " ".join(str(error).split()) or type(error).__name__
-        write_text(folder / ERROR, f"{told}\n\n{traceback.format_exc()}")
+        with suppress(OSError):  # a disk that is full: the cell is not done
+            write_text(folder / ERROR, f"{told}\n\n{traceback.format_exc()}")
         print(f"specdec: {folder.name} failed: {told}", file=sys.stderr, flush=True)
         return 0.0
     (folder / ERROR).unlink(missing_ok=True)
@@ -162,8 +165,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     """The summary of a cell that has come to its end, a time limit's included."""
     if (folder / ERROR).exists() or not (folder / SUMMARY).exists():
         return None
-    summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    return summary
+    return read_json(folder / SUMMARY, remake(folder))
 
 
 def speedup_of(summary: dict[str, Any]) -> float | None:
@@ -178,7 +180,7 @@ def cells(folder: Path, planned: Sequence[Sequence[str]]) -> list[Cell]:
     names = {name_of(overrides): list(overrides) for overrides in planned}
     for inner in sorted(folder.iterdir()):
         if inner.name not in names and (inner / OVERRIDES).is_file():
-            names[inner.name] = yaml.safe_load((inner / OVERRIDES).read_text(encoding="utf-8"))
+            names[inner.name] = read_yaml(inner / OVERRIDES, list)
     return [_look(folder / name, overrides) for name, overrides in names.items()]
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from specdec import metrics
-from specdec.experiments.records import Row, no_value, read_lines
+from specdec.experiments.read_back import read_json, read_yaml, remake
+from specdec.experiments.records import Row, read_lines
 from specdec.experiments.summary import stats_of, without_nan
 
 UNCHECKED: dict[str, Any] = {
@@ -65,14 +63,15 @@ def read_run(directory: Path) -> RunFiles:
         raise ValueError(f"no directory {str(directory)!r}; expected the directory of a run")
     requests = read_lines(directory / "requests.jsonl")
     config_file = directory / "config.yaml"
-    config_text = config_file.read_text(encoding="utf-8") if config_file.exists() else ""
-    try:
-        config = yaml.safe_load(config_text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{config_file} is damaged: {str(error).splitlines()[0]}") from error
-    summary = _read_json(directory / "summary.json") or _summary_of(requests, config)
-    provenance = _read_json(directory / "provenance.json")
-    return RunFiles(directory, _whole(summary), requests, config, provenance, config_text)
+    config = read_yaml(config_file) if config_file.exists() else {}
+    config_text = config_file.read_text(encoding="utf-8") if config else ""
+    summary, provenance = (
+        read_json(file, remake(directory)) if file.exists() else {}
+        for file in (directory / "summary.json", directory / "provenance.json")
+    )
+    return RunFiles(
+        directory, _whole(summary or _summary_of(requests, config)), requests, config, provenance, config_text
+    )
 
 
 def read_finished(directory: Path) -> RunFiles:
@@ -86,16 +85,6 @@ def read_finished(directory: Path) -> RunFiles:
         hint = f"finish it with: specdec run resume={directory}" if begun else "give a run's folder"
         raise ValueError(f"{str(directory)!r} has no summary.json; {hint}")
     return read_run(directory)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"), parse_constant=no_value)
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    return content
 
 
 def _whole(summary: dict[str, Any]) -> dict[str, Any]:

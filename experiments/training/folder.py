@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from specdec.experiments.folder_lock import only_writer
+from specdec.experiments.read_back import read_yaml
 from specdec.experiments.records import write_text
 from specdec.experiments.training import checkpoint
 
@@ -31,7 +32,7 @@ def claimed(output: Path, settings: Mapping[str, Any], free: Collection[str]) ->
     with only_writer(output):
         file = output / FILE
         if file.exists():
-            before = yaml.safe_load(file.read_text(encoding="utf-8"))
+            before = read_yaml(file)
             keys = sorted(k for k in {**before, **settings} if before.get(k) != settings.get(k) and k not in free)
             if keys:
                 raise ValueError(

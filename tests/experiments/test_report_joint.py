@@ -118,7 +118,7 @@ def test_the_page(runs, tmp_path):
         (lambda run: (run / "summary.json").write_text("[1, 2]"), "left out"),
         (lambda run: (run / "summary.json").write_text('{"methods": [{"speedup": 3}]}'), "its files are not a run's"),
         (lambda run: edit(run, lambda s: s["methods"][1].update(requests="many")), "its files are not a run's"),
-        (lambda run: (run / "config.yaml").write_text("- a list\n"), "its files are not a run's"),
+        (lambda run: (run / "config.yaml").write_text("- a list\n"), "it holds list, expected dict"),
         (lambda run: (run / "config.yaml").write_text("{"), "is damaged"),
         (lambda run: (run / "requests.jsonl").write_text("{\n{}\n"), "is damaged"),
     ],
