@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from specdec.experiments.display import folded
-from specdec.experiments.machine_noise import AGAIN, is_again, is_faster, is_none, noise_words, percent
+from specdec.experiments.machine_noise import AGAIN, BEST_OF_MANY, is_again, is_faster, is_none, noise_words, percent
 from specdec.experiments.records import write_text
 
 OVERALL = "overall"
 PHASES = ("draft", "verify", "accept", "commit", "host")
+NUMBERS = ("requests", "accepted_length", "ratio", "low", "high", "noise", "label")
 MOST_NAMES = 3  # of drafters that are told apart by nothing but noise
-BEST_OF_MANY = "the best of many looks better than it is."
 CAVEAT = f"An interval is of its cell alone, not corrected for the number of cells: {BEST_OF_MANY}"
 
 Part = Mapping[str, Any]  # of summary.json: a method's entry, or one of its categories'
@@ -87,6 +87,31 @@ def _either(names: Sequence[str]) -> str:
 
 def _list(words: Sequence[str], last: str) -> str:
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def numbers(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """For a tracker: columns, and a row a method, with numbers or null where there are any."""
+    names = ["method", *NUMBERS, "tokens_per_second", *PHASES, "lossless"]
+    rows = []
+    for entry in summary["methods"]:
+        found = entry["metrics"]
+        shares = [found["phase_share"].get(phase) for phase in PHASES]
+        rows.append(
+            [entry["name"], *_numbers(entry), found["tokens_per_second"], *shares, entry["lossless"]["verdict"]]
+        )
+    return names, rows
+
+
+def by_category(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """The same of every category, a row a method and category."""
+    parts = [(e["name"], c, part) for e in summary["methods"] for c, part in sorted(e["by_category"].items())]
+    return ["method", "category", *NUMBERS], [[name, category, *_numbers(part)] for name, category, part in parts]
+
+
+def _numbers(part: Part) -> list[Any]:
+    found = part["speedup"] or {}
+    speeds = [found.get(name) for name in ("ratio", "low", "high", "noise", "label")]
+    return [part["requests"], part["metrics"]["mean_accepted_length_pooled"], *speeds]
 
 
 def markdown(summary: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+BEST_OF_MANY = "the best of many looks better than it is."
 AGAIN = "plain again"  # the label of the second measurement's own ratio
 
 

@@ -74,9 +74,10 @@ def plan(methods: Sequence[Method], questions: Sequence[Question], measure: Meas
                     yield Cell(method, tuple(q for q in group if len(q.turns) > turn), turn, repeat, chunk)
 
 
-def warm_up(bench: Bench, questions: Sequence[Question], tokens: int) -> None:
+def warm_up(bench: Bench, questions: Sequence[Question], tokens: int) -> dict[str, float]:
     """A short answer by every method, as often together as it serves questions, so that nothing is measured the first
-    time it runs."""
+    time it runs. Returns what each took, in seconds."""
+    spent: dict[str, float] = {}
     if tokens:
         whole, _ = encode(bench.tokenizer, questions[0].turns, [], bench.room(tokens))
         plain: dict[str | None, list[int]] = {}
@@ -85,7 +86,10 @@ def warm_up(bench: Bench, questions: Sequence[Question], tokens: int) -> None:
             if method.backend is None:
                 tell_reference(bench.engines[method.name].drafter, ids + plain.get(method.baseline, []))
             prompts = [ids] * min(method.batch, len(questions))
+            began = time.perf_counter()
             plain[method.name] = serve(bench, method.name, prompts, tokens, method.sampling).texts[0]
+            spent[method.name] = time.perf_counter() - began
+    return spent
 
 
 def tell_reference(drafter: Any, *texts: list[int]) -> None:

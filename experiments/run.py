@@ -34,6 +34,7 @@ from specdec.experiments.report import write_report
 from specdec.experiments.roofline_table import show_roofline
 from specdec.experiments.run_folder import begin, look_into
 from specdec.experiments.scaling import run_scaling
+from specdec.experiments.step_times import DEFINITIONS, step_times
 from specdec.experiments.summary import differences_of, mixed, summarise, without_nan
 from specdec.experiments.trace import trace_run
 from specdec.experiments.trackers.base import Guarded
@@ -95,7 +96,7 @@ def _write(
     origin = provenance.collect(provenance.command_line(), raw, about)
     origin["versions"] |= bench.versions
     provenance.write(directory / "provenance.json", origin)
-    warm_up(bench, questions.items, config.measure.warmup_tokens)
+    spent = warm_up(bench, questions.items, config.measure.warmup_tokens)
     bandwidth = machine.peak_bandwidth(bench.device)
     roofs = machine_of(config, bench, directory)
     held = None if roofs is None else roofline_of(config, bench, questions, roofs)
@@ -108,6 +109,8 @@ def _write(
         console.print(f"Trace: {file}", highlight=False, soft_wrap=True)
     theirs = _transformers(config, bench, questions, directory, console) if config.transformers_batch else None
     summary = _summary(config, bench, questions, records, bandwidth, roofs, held, total) | {"transformers": theirs}
+    summary["environment"]["warm_up"] = spent
+    _add_step_times(summary, directory / "steps.jsonl")
     vectors = write_vectors(directory, config.target["name"], summary["methods"], list(records.finished.values()))
     write_answers(directory / "answers", config.target["name"], list(records.finished.values()))
     board = write_leaderboard(directory, summary) if is_compared(summary) else None
@@ -130,6 +133,14 @@ def _write(
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)
     track_summary(tracker, summary, list(records.finished.values()), directory)
     return summary
+
+
+def _add_step_times(summary: dict[str, Any], file: Path) -> None:
+    found = step_times(file)
+    for entry in summary["methods"]:
+        if entry["name"] in found:
+            entry["metrics"]["step_time"] = found[entry["name"]]
+    summary["definitions"] |= DEFINITIONS if found else {}
 
 
 def _measure(

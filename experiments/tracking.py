@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specdec.experiments.display import leaderboard
+from specdec.experiments.leaderboard import by_category, numbers
 from specdec.experiments.records import Row
 from specdec.experiments.trackers.base import Guarded
 
@@ -22,7 +22,8 @@ def track_request(tracker: Guarded, row: Row, step: int) -> None:
 
 def track_summary(tracker: Guarded, summary: Mapping[str, Any], rows: Sequence[Row], directory: Path) -> None:
     """The leaderboard, how accept lengths and times are spread, figures, the run's directory, and every metric."""
-    tracker.table("leaderboard", *leaderboard(summary))
+    tracker.table("leaderboard", *numbers(summary))
+    tracker.table("by_category", *by_category(summary))
     for entry in summary["methods"]:
         own = [row for row in rows if row["method"] == entry["name"]]
         tracker.histogram(f"{entry['name']}/accept_lengths_all", [n for row in own for n in row["accept_lengths"]])

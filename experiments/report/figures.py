@@ -32,6 +32,7 @@ def figures(methods: Sequence[Shown], machine: Mapping[str, Any] | None, dtype: 
         machine: of the summary's environment; None where steps were held against none.
         dtype: of the target.
     """
+    methods = [method for method in methods if not method.is_again]
     if any(method.cell for method in methods):
         chosen = [*_grid(methods), ("phases", *_phases(methods)), ("roofline", *_roofline(methods, machine, dtype))]
     else:
@@ -42,6 +43,7 @@ def figures(methods: Sequence[Shown], machine: Mapping[str, Any] | None, dtype: 
             ("unconditional", *_depths(methods, "unconditional")),
             ("by-category", *_categories(methods)),
             ("tpot", *_tpot(methods)),
+            ("ttft", *_ttft(methods)),
             ("roofline", *_roofline(methods, machine, dtype)),
         ]
     return [
@@ -51,6 +53,8 @@ def figures(methods: Sequence[Shown], machine: Mapping[str, Any] | None, dtype: 
     ]
 
 
+QUANTILES = ("p20", "p50", "p80", "p99")
+DOTS = "A dot is a request, the box spans the 20th to the 80th percentile, the line is the median, the tick the 99th."
 Parts = tuple[str, str, Markup | None, list[str], list[list[str]]]
 
 
@@ -99,9 +103,17 @@ def _categories(methods: Sequence[Shown]) -> Parts:
 
 
 def _tpot(methods: Sequence[Shown]) -> Parts:
-    caption = "A dot is a request, the box spans the 20th to the 80th percentile, the line is the median."
-    cells = [[m.name, *(text.milliseconds(m.tpot(q)) for q in ("p20", "p50", "p80"))] for m in methods]
-    return "Time per output token", caption, rows.tpots(methods), ["method", "p20 ms", "p50 ms", "p80 ms"], cells
+    caption = f"{DOTS} In the table also the time of a step, pooled over all steps: what lies between tokens."
+    columns = [*(f"TPOT {q} ms" for q in QUANTILES), *(f"step {q} ms" for q in QUANTILES)]
+    cells = [
+        [m.name, *(text.milliseconds(time(q)) for time in (m.tpot, m.step_time) for q in QUANTILES)] for m in methods
+    ]
+    return "Time per output token", caption, rows.tpots(methods), ["method", *columns], cells
+
+
+def _ttft(methods: Sequence[Shown]) -> Parts:
+    cells = [[m.name, *(text.milliseconds(m.ttft(q)) for q in QUANTILES)] for m in methods]
+    return "Time to first token", DOTS, rows.ttfts(methods), ["method", *(f"{q} ms" for q in QUANTILES)], cells
 
 
 def _grid(methods: Sequence[Shown]) -> Iterator[tuple[str, str, str, Markup | None, list[str], list[list[str]]]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specdec.experiments.machine_noise import is_again, percent
+from specdec.experiments.machine_noise import BEST_OF_MANY, is_again, percent
 from specdec.experiments.report import text
 
 Entry = Mapping[str, Any]
@@ -44,7 +45,10 @@ def headline(methods: Sequence[Entry]) -> list[str]:
     winner = best(methods)
     labelled = [m for m in ranked(methods) if ratio(m) is not None and not is_sound(m) and not is_again(m)]
     sentences = []
-    if winner is not None:
+    cells = {json.dumps({**m["cell"], "family": None}) for m in methods if m.get("cell") and m["baseline"]}
+    if winner is not None and len(cells) > 1:
+        sentences.append(f"The best of {len(cells)} cells, and {BEST_OF_MANY[:-1]}: {_winner(winner)}")
+    elif winner is not None:
         sentences.append(_winner(winner))
     elif labelled:
         sentences.append("No method of this run is both measured and lossless.")

@@ -116,6 +116,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
             "Prompts",
             f"{data.get('name')}, {data.get('count')} questions chosen, sha256 {data.get('sha256')}" if data else None,
         ),
+        ("Warm-up, not counted", ", ".join(f"{k} {v:.2f} s" for k, v in (environment.get("warm_up") or {}).items())),
         ("Starts", len(origin.get("earlier") or []) + 1 if origin else None),
     ]
     return [(name, str(value) if value not in (None, "") else text.DASH) for name, value in found]

@@ -37,35 +37,54 @@ def phases(methods: Sequence[Shown]) -> Markup | None:
 
 
 def tpots(methods: Sequence[Shown]) -> Markup | None:
-    """Time per output token: a dot a request, a box from p20 to p80, a line at p50."""
-    dotted = [m for m in methods if len(m.tpots)]
+    """Time per output token."""
+    found = [(m, m.tpots, m.tpot) for m in methods]
+    return _times("tpot", "Time per output token", "milliseconds per output token after the first", found)
+
+
+def ttfts(methods: Sequence[Shown]) -> Markup | None:
+    """Time to the first token."""
+    found = [(m, m.ttfts, m.ttft) for m in methods]
+    return _times("ttft", "Time to first token", "milliseconds to the first token", found)
+
+
+Times = tuple[Shown, Sequence[float], Callable[[str], float | None]]  # a method, a time a request, and quantiles
+
+
+def _times(ident: str, title: str, what: str, found: Sequence[Times]) -> Markup | None:
+    """A dot a request, a box from p20 to p80, a line at p50, a tick at p99."""
+    dotted = {m.name: (values, quantile) for m, values, quantile in found if len(values)}
     if not dotted:
         return None
     # a few stragglers must not squeeze the rest: what lies beyond is counted at the edge
-    most = [max(m.tpots) for m in dotted]
-    usual = [2.5 * sorted(m.tpots)[int(0.8 * (len(m.tpots) - 1))] for m in dotted]
+    most = [max(values) for values, _ in dotted.values()]
+    usual = [2.5 * sorted(values)[int(0.8 * (len(values) - 1))] for values, _ in dotted.values()]
     x = Axis(0.0, 1.05 * min(max(most), max(usual)) or 1.0, 8, WIDTH - 14)
 
     def draw(canvas: Canvas, method: Shown, top: float) -> None:
-        values = sorted(method.tpots)
+        given, quantile = dotted[method.name]
+        values = sorted(given)
         for i, value in enumerate(values[:: 1 + len(values) // DOTS]):
             if value <= x.high:
                 lift = (i * 0.618 % 1 - 0.5) * 12  # spread evenly, the same every time
                 canvas.add("circle", cx=x(value), cy=top + 25 + lift, r=1.8, class_=f"{method.class_} speck")
-        low, middle, high = (method.tpot(quantile) for quantile in ("p20", "p50", "p80"))
+        low, middle, high, last = (quantile(name) for name in ("p20", "p50", "p80", "p99"))
         if low is not None and high is not None and middle is not None:
             wide = max(x(high) - x(low), 1.0)
             canvas.add("rect", x=x(low), y=top + 16.0, width=wide, height=18, rx=2, class_=f"{method.class_} box")
             canvas.line(x(middle), top + 14, x(middle), top + 36, f"{method.class_} middle")
-            canvas.text(WIDTH - 8, top + 10, f"p50 {text.milliseconds(middle)} ms", "end", "faint")
+            told = f"p50 {text.milliseconds(middle)} ms, p99 {text.milliseconds(last)} ms"
+            canvas.text(WIDTH - 8, top + 10, told, "end", "faint")
+        if last is not None and last <= x.high:
+            canvas.line(x(last), top + 19, x(last), top + 31, f"{method.class_} bar")
         beyond = sum(value > x.high for value in values)
         if beyond:
             canvas.text(WIDTH - 8, top + 29, f"{beyond} beyond →", "end", "faint halo")
 
-    canvas = _rows(dotted, 44, draw, [], foot=40)
-    _ruler(canvas, x, "milliseconds per output token after the first", 1000)
-    said = [f"{m.name} {text.milliseconds(m.tpot('p50'))} ms" for m in dotted]
-    return canvas.svg("plot-tpot", "Time per output token", "Medians over requests: " + ", ".join(said) + ".")
+    canvas = _rows([m for m, values, _ in found if len(values)], 44, draw, [], foot=40)
+    _ruler(canvas, x, what, 1000)
+    said = [f"{name} {text.milliseconds(quantile('p50'))} ms" for name, (_, quantile) in dotted.items()]
+    return canvas.svg(f"plot-{ident}", title, "Medians over requests: " + ", ".join(said) + ".")
 
 
 def categories(methods: Sequence[Shown]) -> Markup | None:

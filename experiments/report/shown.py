@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from specdec.experiments.machine_noise import is_again
 from specdec.experiments.report import text
 from specdec.experiments.report.headline import ranked
 from specdec.experiments.report.run_files import RunFiles
@@ -27,6 +28,7 @@ class Shown:
         entry: of summary.json.
         tpots: seconds per output token, a request each.
         step_seconds: of decoding, on average.
+        ttfts: seconds to the first token, a request each.
     """
 
     name: str
@@ -35,6 +37,12 @@ class Shown:
     entry: Mapping[str, Any]
     tpots: Sequence[float]
     step_seconds: float | None
+    ttfts: Sequence[float] = ()
+
+    @property
+    def is_again(self) -> bool:
+        """Whether it is plain decoding's second measurement, which tells the noise and is no drafter."""
+        return is_again(self.entry)
 
     @property
     def cell(self) -> Mapping[str, Any] | None:
@@ -82,6 +90,11 @@ class Shown:
         found: float | None = (self.entry["metrics"].get("ttft") or {}).get(quantile)
         return found
 
+    def step_time(self, quantile: str) -> float | None:
+        """p20, p50, p80 or p99, pooled over steps; None where they have no times of their own."""
+        found: float | None = (self.entry["metrics"].get("step_time") or {}).get(quantile)
+        return found
+
     @property
     def swatch(self) -> Markup:
         """Its marker, for tables."""
@@ -103,7 +116,8 @@ def length_of(part: Mapping[str, Any]) -> float | None:
 
 def shown(run: RunFiles) -> list[Shown]:
     """The sound and fast first, see `headline.ranked`; colours follow the order of the run."""
-    coloured = [family_of(m) for m in run.methods if m["baseline"] or m["lossless"]["verdict"] != "baseline"]
+    drafting = [m for m in run.methods if (m["baseline"] or m["lossless"]["verdict"] != "baseline") and not is_again(m)]
+    coloured = [family_of(m) for m in drafting]
     coloured = list(dict.fromkeys(coloured))
     found = []
     for entry in ranked(run.methods):
@@ -114,14 +128,20 @@ def shown(run: RunFiles) -> list[Shown]:
         found.append(
             Shown(
                 name=name,
-                class_=f"m{place % COLOURS}" if place >= 0 else "base",
+                class_=look(place) if place >= 0 else "base",
                 marker=place + 1,
                 entry=entry,
                 tpots=[row["tpot"] for row in rows if row["tpot"] is not None and row["new_tokens"] > 1],
                 step_seconds=seconds / steps if steps else None,
+                ttfts=[row["ttft"] for row in rows if row["ttft"] is not None],
             )
         )
     return found
+
+
+def look(place: int) -> str:
+    """CSS classes of the method at a place: a colour, and from the ninth on lines that are dashed."""
+    return f"m{place % COLOURS}" + " again" * (place >= COLOURS)
 
 
 def groups(methods: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:

@@ -25,7 +25,7 @@ def method(name: str, baseline: str | None, parts: Mapping[str, Entry | None], v
     """`parts` by category, `overall` among them."""
     metrics = {"mean_accepted_length_pooled": 2.0, "phase_share": SHARES}
     found = {c: {"requests": 4, "metrics": metrics, "speedup": part} for c, part in parts.items() if c != "overall"}
-    entry: Entry = {"name": name, "baseline": baseline, "metrics": metrics, "speedup": parts["overall"]}
+    entry: Entry = {"name": name, "baseline": baseline, "metrics": metrics, "speedup": parts["overall"], "requests": 8}
     lossless = {"verdict": verdict, "compared": 8, "different": 0, "ties": 0}
     return entry | {"lossless": lossless, "by_category": found, "sampling": {"temperature": 0.0}}
 

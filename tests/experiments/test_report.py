@@ -193,7 +193,7 @@ def test_every_table_has_a_caption_and_every_plot_a_description(full):
     assert names.count("table") == names.count("caption")
     drawings = [a for tag, a in page.tags if tag == "svg" and a.get("aria-hidden") != "true"]
     idents = {a.get("id") for _, a in page.tags}
-    assert len(drawings) == 6
+    assert len(drawings) == 7
     for drawing in drawings:
         assert drawing["role"] == "img"
         assert set((drawing["aria-labelledby"] or "").split()) <= idents

@@ -156,7 +156,7 @@ def test_a_tracker_that_fails_at_any_call_stops_nothing(call: str, error: BaseEx
     row = {"method": "ngram", "tpot": 1.0, "ttft": 1.0, "seconds": 1.0, "new_tokens": 2, "steps": 1}
     row["accept_lengths"] = [2]
     rates = {"acceptance_by_depth": {"unconditional": [0.5]}, "phase_share": dict.fromkeys(PHASES, 0.2)}
-    entry = {"name": "ngram", "lossless": {"verdict": "yes"}, "baseline": "none", "requests": 1}
+    entry = {"name": "ngram", "lossless": {"verdict": "yes"}, "baseline": "none", "requests": 1, "by_category": {}}
     entry |= {"speedup": {"ratio": 1.0, "low": None, "high": None, "label": "", "noise": None}}
     entry |= {"metrics": {**rates, "mean_accepted_length_pooled": 2.0, "tokens_per_second": 1.0}}
     tracker = Guarded(Counting())
