@@ -280,8 +280,8 @@ def _step_rows(steps: list[Step], request: RequestStats, timed: bool) -> list[di
                 "step": number,
                 "emitted": emitted,
                 "nodes": nodes - before[1],
-                "children": request.children[number - 1],
-                "ranks": request.ranks[number - 1],
+                "children": request.children[number - 1] if request.children else None,
+                "ranks": request.ranks[number - 1] if request.ranks else None,
                 "seconds": round(sum(spent.values()), 7) if timed else None,
                 "phases": spent if timed else None,
             }

@@ -31,7 +31,7 @@ def count(
 def _request(prompt_tokens: int, answer: Answer) -> RequestStats:
     kept = [len(tokens) for tokens in answer.passes]
     request = RequestStats(prompt_tokens, first=answer.times[0], end=answer.times[-1], first_tokens=kept[0])
-    told = answer.drafts is not None
+    told, in_order = answer.drafts is not None, _in_order(answer)
     drafts = (answer.drafts or []) + [(0, 0)] * (len(kept) - 1)
     for emitted, (drafted, accepted) in zip(kept[1:], drafts, strict=False):
         children = [1] * accepted + [int(drafted > accepted)]
@@ -39,14 +39,22 @@ def _request(prompt_tokens: int, answer: Answer) -> RequestStats:
     if not told:
         for name in ("nodes", "proposed_depth", "accepted"):
             setattr(request, name, UNTOLD)
+    if not in_order:  # sums are right, but which step had which draft is not known
+        request.children, request.ranks = [], []
     return request
+
+
+def _in_order(answer: Answer) -> bool:
+    """Whether it is known which pass had which draft: all had one, or none is told of."""
+    return answer.drafts is not None and len(answer.drafts) in (0, len(answer.passes) - 1)
 
 
 def _steps(answer: Answer) -> list[Step]:
     first = answer.times[0]
     spent = [{"prefill": first, UNDIVIDED: time - first} for time in answer.times]
-    whole = answer.drafts is not None and len(answer.drafts) == len(answer.passes) - 1
-    drafted = [0, *(d for d, _ in answer.drafts or [])] if whole else [UNTOLD] * len(answer.passes)
+    drafted: list[float] = [UNTOLD] * len(answer.passes)
+    if _in_order(answer):
+        drafted = [0, *(d for d, _ in answer.drafts or [(0, 0)] * (len(answer.passes) - 1))]
     return [
         (len(tokens), nodes, seconds)
         for tokens, nodes, seconds in zip(answer.passes, accumulate(drafted), spent, strict=True)

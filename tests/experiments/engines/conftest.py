@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# As much of vLLM's interface as is used. A pass drafts 3 tokens, of which it accepts 2; the last one is cut.
+# As much of vLLM's interface as is used. A pass drafts 3 tokens, of which it accepts 2, or misses; the last one is cut.
 PACKAGE = {
     "__init__.py": """
 import json, os
@@ -52,7 +52,7 @@ class LLM:
     def step(self):
         outputs = []
         for name, (text, at, accepted) in list(self.running.items()):
-            size = 3 if self.drafts and at else 1
+            size = 3 if self.drafts and at and at not in {MISSES} else 1
             if size == 3:
                 accepted.append(2)
             new, self.running[name][1] = text[at : at + size], at + size
@@ -72,14 +72,17 @@ class LLM:
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Callable[..., Path]:
-    """Makes the Python; its table is pairs of a prompt's and a text's token ids."""
+    """Makes the Python; its table is pairs of a prompt's and a text's token ids. No draft is found at the places
+    `misses`."""
 
-    def make(table: Sequence[tuple[Sequence[int], Sequence[int]]], told: bool = True) -> Path:
+    def make(
+        table: Sequence[tuple[Sequence[int], Sequence[int]]], told: bool = True, misses: Sequence[int] = ()
+    ) -> Path:
         package = tmp_path / "packages" / "vllm"
         for name, content in PACKAGE.items():
             (package / name).parent.mkdir(parents=True, exist_ok=True)
             fields = "{'per_request_spec_decode_metrics': 0}" if told else "{}"
-            (package / name).write_text(content.replace("{FIELDS}", fields))
+            (package / name).write_text(content.replace("{FIELDS}", fields).replace("{MISSES}", repr(misses)))
         (package / "table.json").write_text(json.dumps([[list(ids), list(text)] for ids, text in table]))
         python = tmp_path / "python"
         python.write_text(f'#!/bin/sh\nPYTHONPATH={package.parent} exec {sys.executable} "$@"\n')

@@ -94,6 +94,25 @@ def test_what_vllm_does_not_tell_is_absent(specdec_run, stand_in, table):
     assert found["draft_acceptance_rate"] is found["node_acceptance_rate"] is found["model_flops"] is None
 
 
+def test_passes_that_found_no_draft_leave_sums_and_no_order(specdec_run, stand_in, table):
+    """vLLM says what was drafted only of passes that drafted, and not which these were."""
+    code, rows, summary = run(specdec_run, method("ngram", CHAIN, stand_in(table, misses=(1,))))
+    assert code == 0
+    row = rows[1]
+    assert row["accept_lengths"] == [1, 3, 3]
+    assert (row["nodes"], row["proposed_depth"], row["accepted"]) == (6, 6, 4)
+    assert (row["offered_by_depth"], row["accepted_by_depth"]) == ([2, 2, 2], [2, 2])
+    assert row["children"] == row["ranks"] == []
+    steps = [step for step in read_rows(Path("result/steps.jsonl")) if step["method"] == "ngram"]
+    assert [(s["emitted"], s["nodes"], s["children"], s["ranks"]) for s in steps] == [
+        (1, None, None, None),
+        (3, None, None, None),
+        (3, None, None, None),
+    ]
+    assert summary["methods"][1]["accepted_by"] is None
+    assert summary["methods"][1]["metrics"]["draft_acceptance_rate"] == pytest.approx(2 / 3)
+
+
 def test_requests_together(specdec_run, stand_in, table, tmp_path):
     """Two questions in one call; a pass counts once."""
     file = tmp_path / "same.jsonl"
