@@ -155,6 +155,10 @@ def _summary(config: RunConfig, settings: Settings, load: Load, allowed: tuple[s
             f"there are {len(questions)} prompts for cells of up to {len(load.asked)} requests: they come again, which "
             "drafters that remember texts, and pages that are shared, make use of"
         )
+    if told := [method.name for method in load.methods.values() if method.synthetic]:
+        notes.append(
+            f"synthetic: the drafter of {' and '.join(told)} is told the text; ratios say what steps cost, no more"
+        )
     if cut := sum(each.cut > 0 for each in load.asked):
         notes.append(f"prompts longer than the target's positions were cut from the left: {cut}")
     return without_nan(
