@@ -125,19 +125,27 @@ class PagePool:
             self._following.setdefault((parent, tokens[0]), {})[page] = None
         return key
 
+    def keys(self, tokens: Sequence[int]) -> list[bytes]:
+        """Of the full pages of a text, in order."""
+        found: list[bytes] = []
+        for first in range(0, len(tokens) - self.size + 1, self.size):
+            found.append(chain(found[-1] if found else ROOT, tokens[first : first + self.size]))
+        return found
+
+    def find(self, key: bytes) -> int | None:
+        """The page that is known by `key`, if there is one."""
+        return self._by_key.get(key)
+
     def match(self, tokens: Sequence[int]) -> Match:
         """The longest known beginning of a text. It changes nothing: `hold` the pages to keep them."""
         pages: list[int] = []
-        keys: list[bytes] = []
-        parent = ROOT
-        for first in range(0, len(tokens) - self.size + 1, self.size):
-            key = chain(parent, tokens[first : first + self.size])
-            page = self._by_key.get(key)
-            if page is None:
+        keys = self.keys(tokens)
+        for key in keys:
+            if (page := self._by_key.get(key)) is None:
                 break
             pages.append(page)
-            keys.append(key)
-            parent = key
+        del keys[len(pages) :]
+        parent = keys[-1] if keys else ROOT
         rest = tokens[len(pages) * self.size :][: self.size]
         best, copied = -1, 0
         for page in self._following.get((parent, rest[0]), ()) if rest else ():

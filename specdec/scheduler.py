@@ -27,6 +27,7 @@ class Job:
         slot: where it is; -1 for nowhere.
         pages: that it holds, in order of the text.
         keys: of the first of these, which are full and known.
+        expected: of all pages that reading will fill, all but its last token, where texts share pages.
         length: committed tokens, as far as the host knows.
         goal: tokens to read before it runs: all but the last, which is the root of its first tree.
         shared: tokens that were found in pages of others, all admissions together.
@@ -39,6 +40,7 @@ class Job:
     slot: int = -1
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
+    expected: list[bytes] = field(default_factory=list)
     length: int = 0
     goal: int = 0
     shared: int = 0
@@ -120,6 +122,7 @@ class Scheduler(Generic[AnyJob]):
             self._refused = job, self.pool.available
             return None
         job.pages, job.keys = list(pages), list(match.keys) if match else []
+        job.expected = self.pool.keys(job.ids[: job.goal - 1]) if match else []
         partial, copied = (match.partial, match.copied) if match else (-1, 0)
         if copied:
             self.pool.hold(partial)
@@ -169,15 +172,45 @@ class Scheduler(Generic[AnyJob]):
         missing = [self.pool.pages_for(self.places(max(j.length, j.goal))) - len(j.pages) for j in self.running]
         return sum(max(m, 0) for m in missing) > self.pool.available
 
+    def adopt(self) -> list[tuple[AnyJob, int]]:
+        """Pages that have become known take the place of those that jobs would have filled with the same.
+
+        Returns:
+            Jobs that are being read and have been given pages, and the number of the first of these.
+        """
+        found = []
+        for job in self.running:
+            before = len(job.keys)
+            while (key := self._next(job)) is not None and (page := self.pool.find(key)) is not None:
+                number = len(job.keys)
+                self.pool.hold(page)
+                self.pool.drop([job.pages[number]])
+                job.pages[number] = page
+                job.keys.append(key)
+                job.length += self.pool.size
+                job.shared += self.pool.size
+            if len(job.keys) > before:
+                found.append((job, before))
+        return found
+
+    def _next(self, job: AnyJob) -> bytes | None:
+        """The key of the page that the job is about to begin reading; None if it is in the midst of one, or no page
+        that it will read is left."""
+        number, within = divmod(job.length, self.pool.size)
+        return job.expected[number] if job.reading and not within and number < len(job.expected) else None
+
     def chunks(self) -> list[tuple[AnyJob, int]]:
-        """What is read at the next step: jobs, the first admitted first, and how many tokens of each."""
+        """What is read at the next step: jobs, the first admitted first, and how many tokens of each. Who would begin a
+        page that another job is about to read waits for it."""
         trees = sum(not job.reading for job in self.running)
         left = max(self.rows - trees * self.tree_rows, LEAST_ROWS)
         chosen = []
+        coming: set[bytes] = set()
         for job in self.running:
-            if job.reading and left > 0:
+            if job.reading and left > 0 and self._next(job) not in coming:
                 count = min(job.goal - job.length, left)
                 chosen.append((job, count))
+                coming.update(job.expected[job.length // self.pool.size :])
                 left -= count
         return chosen
 
@@ -203,7 +236,7 @@ class Scheduler(Generic[AnyJob]):
         self.running.remove(job)
         self.pool.drop(job.pages)
         self._slots.append(job.slot)
-        job.slot, job.pages, job.keys, job.length, job.copy = -1, [], [], 0, None
+        job.slot, job.pages, job.keys, job.expected, job.length, job.copy = -1, [], [], [], 0, None
 
     def check(self) -> None:
         """Every held page is accounted for.

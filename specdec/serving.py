@@ -93,6 +93,7 @@ class Serving(Decoding):
         self._admit()
         if self.watch is not None:
             self.watch(self._now())
+        self._adopt()
         chunks = [
             (job, Chunk(job.slot, job.ids[job.length : job.length + count], job.length + count == job.goal))
             for job, count in self.scheduler.chunks()
@@ -135,6 +136,16 @@ class Serving(Decoding):
             job.generation.stats.preemptions = job.preemptions
         for job, had in grown:
             self.run.target.cache.give(job.slot, job.pages[had:], had)
+
+    def _adopt(self) -> None:
+        """What others have read since they entered."""
+        cache = self.run.target.cache
+        for job, first in self.scheduler.adopt():
+            pages = job.pages[first : len(job.keys)]
+            cache.give(job.slot, pages, first)
+            numbers = torch.tensor([job.slot, len(pages) * cache.page], device=cache.device)
+            cache.append(numbers[:1], numbers[1:])
+            job.generation.stats.shared_tokens = job.shared
 
     def _admit(self) -> None:
         """Those for whom there are a slot and pages; what is refused ends at once."""

@@ -1,8 +1,8 @@
 """vLLM's half of `vllm_engine.py`, run by the Python that has vLLM; it imports nothing of specdec.
 
 A line that it reads is an object: `{"open": settings of vllm.LLM}` first, then any number of `{"serve": {"prompts",
-"max_new_tokens", "sampling", "eos"}}`. It answers `{"version"}`, then `{"answers": [{"passes", "times", "drafts"}],
-"forwards"}`, as `base.Answer` says.
+"max_new_tokens" (of all, or a list), "sampling", "eos"}}`. It answers `{"version"}`, then `{"answers": [{"passes",
+"times", "drafts"}], "forwards"}`, as `base.Answer` says.
 """
 
 from __future__ import annotations
@@ -51,21 +51,22 @@ def open_engine(settings: dict[str, Any]) -> Any:
 
 
 def serve(
-    engine: Any, prompts: list[list[int]], max_new_tokens: int, sampling: dict[str, Any], eos: list[int]
+    engine: Any, prompts: list[list[int]], max_new_tokens: int | list[int], sampling: dict[str, Any], eos: list[int]
 ) -> dict[str, Any]:
     """Serve requests together, step by step, as `LLM.generate` does, with the time taken at every step."""
     import vllm
     from vllm.sampling_params import RequestOutputKind
 
-    params = vllm.SamplingParams(
-        max_tokens=max_new_tokens, stop_token_ids=eos, ignore_eos=True, detokenize=False,
-        output_kind=RequestOutputKind.DELTA, **sampling,
-    )  # fmt: skip
     answers: list[dict[str, Any]] = [{"passes": [], "times": [], "drafts": None} for _ in prompts]
     core, forwards = engine.llm_engine, 0
     began = time.perf_counter()
-    for number, ids in enumerate(prompts):
-        core.add_request(str(number), {"prompt_token_ids": ids}, params.clone())
+    lengths = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
+    for number, (ids, length) in enumerate(zip(prompts, lengths)):
+        params = vllm.SamplingParams(
+            max_tokens=length, stop_token_ids=eos, ignore_eos=True, detokenize=False,
+            output_kind=RequestOutputKind.DELTA, **sampling,
+        )  # fmt: skip
+        core.add_request(str(number), {"prompt_token_ids": ids}, params)
     while core.has_unfinished_requests():
         outputs = core.step()
         now, further = time.perf_counter() - began, False
