@@ -27,7 +27,7 @@ class Shown:
         marker: its shape, see `Canvas.marker`.
         entry: of summary.json.
         tpots: seconds per output token, a request each.
-        step_seconds: of decoding, on average.
+        step_seconds: of a step of decoding, for all that were served together, on average.
         ttfts: seconds to the first token, a request each.
     """
 
@@ -123,7 +123,7 @@ def shown(run: RunFiles) -> list[Shown]:
     for entry in ranked(run.methods):
         name = entry["name"]
         rows = run.rows(name)
-        steps, seconds = sum(row["steps"] for row in rows), sum(_decoding(row["phases"]) for row in rows)
+        forwards, seconds = sum(row["forwards"] for row in rows), sum(_decoding(row["phases"]) for row in rows)
         place = coloured.index(family_of(entry)) if family_of(entry) in coloured else -1
         found.append(
             Shown(
@@ -132,7 +132,7 @@ def shown(run: RunFiles) -> list[Shown]:
                 marker=place + 1,
                 entry=entry,
                 tpots=[row["tpot"] for row in rows if row["tpot"] is not None and row["new_tokens"] > 1],
-                step_seconds=seconds / steps if steps else None,
+                step_seconds=seconds / forwards if forwards else None,
                 ttfts=[row["ttft"] for row in rows if row["ttft"] is not None],
             )
         )

@@ -33,7 +33,7 @@ def large(value: float | None, unit: str = "") -> str:
     if value is None:
         return DASH
     prefixes = ["", "k", "M", "G", "T", "P"]
-    while abs(value) >= 1000 and len(prefixes) > 1:
+    while abs(float(f"{value:.3g}")) >= 1000 and len(prefixes) > 1:  # as it will be shown
         value, prefixes = value / 1000, prefixes[1:]
     return f"{value:.3g}\u00a0{prefixes[0]}{unit}".rstrip()  # never in two lines
 

@@ -13,8 +13,10 @@ import yaml
 
 from specdec import metrics
 from specdec.experiments.methods import Method
-from specdec.experiments.report import write_report
+from specdec.experiments.report import text, write_report
 from specdec.experiments.report.examples import steps_of
+from specdec.experiments.report.run_files import read_run
+from specdec.experiments.report.shown import shown
 from specdec.experiments.summary import summarise, without_nan
 from specdec.metrics import TargetCost
 from specdec.sampling import SamplingParams
@@ -268,6 +270,26 @@ def test_a_value_that_does_not_exist_is_a_dash(tmp_path):
     assert "–" in page.text
     assert "nan" not in page.text.lower().split()
     assert "None" not in page.text
+
+
+def test_a_step_of_requests_together_takes_as_long_as_it_takes(tmp_path):
+    """Each of them has its share of the seconds, and of the verify passes."""
+    run = make_run(tmp_path, ["none", "ngram"])
+    alone = {method.name: method.step_seconds for method in shown(read_run(run))}
+    rows = [json.loads(line) for line in (run / "requests.jsonl").read_text().splitlines()]
+    for row in rows:  # four requests like it, of which this is one
+        row |= {"forwards": row["forwards"] / 4, "phases": {name: s / 4 for name, s in row["phases"].items()}}
+    (run / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    together = {method.name: method.step_seconds for method in shown(read_run(run))}
+    assert together == pytest.approx(alone)
+    assert alone["none"] == pytest.approx(0.0069, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(999.4e6, "999 MB"), (999.6e6, "1 GB"), (1000, "1 kB"), (-999_600, "-1 MB"), (0, "0 B")]
+)
+def test_a_number_never_needs_four_digits(value, said):
+    assert text.large(value, "B").replace("\u00a0", " ") == said
 
 
 def test_what_was_drafted_when_a_text_ended_within_a_path() -> None:
