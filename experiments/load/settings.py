@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from specdec.experiments.validation import check_counts, check_keys
+from specdec.pool import Pool
 
 CLOSED, OPEN, CAPACITY = "closed", "open", "capacity"
 SPECULATION = ("off", "on", "adaptive")
@@ -92,6 +93,10 @@ class Settings:
         for name in ("ignore_end", "sharing"):
             if type(raw[name]) is not bool:
                 raise ValueError(f"load.{name} is {raw[name]!r}; expected true or false")
+        try:
+            Pool(1, None, raw["memory"], raw["page"])
+        except ValueError as error:
+            raise ValueError(f"load.{error}") from None
         words = [
             "on" if value is True else "off" if value is False else value for value in raw["speculation"]
         ]  # of YAML

@@ -139,6 +139,8 @@ def test_the_plan_has_levels_together_and_turns_about() -> None:
         ({"output_tokens": [9, 2]}, r"load.output_tokens is \[9, 2\]; expected \[least, most\]"),
         ({"ignore_end": 1}, "load.ignore_end is 1; expected true or false"),
         ({"ttft_bound": -1}, "load.ttft_bound is -1; expected a number above 0"),
+        ({"memory": 2.0}, "load.memory is 2.0; expected bytes"),
+        ({"page": 0}, "load.page is 0; expected an integer of at least 1"),
         ({"slotz": 3}, "Did you mean 'slots'"),
     ],
 )
