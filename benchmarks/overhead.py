@@ -11,7 +11,8 @@ prompts, rows, snapshots of counts. `check` compares texts with the baseline's, 
 decodes. What a tracker does once, at the start and at the end of a run, is in seconds beside them.
 
 Then `specdec report`, as a process of its own, on a run of at least 100 000 steps: the requests of a short real one,
-repeated, written by the program's own records and summed up by its own run. The last line of stdout is the result as
+repeated, written by the program's own records and summed up by its own run. `seconds` are of the wall, `cpu_seconds` what
+it takes where nothing else is on its core, and what is held against the goal. The last line of stdout is the result as
 JSON.
 """
 
@@ -271,7 +272,7 @@ def report(source: Path, folder: Path, given: argparse.Namespace) -> dict[str, A
         "cpu_seconds": cpu_seconds,
         "peak_memory": peak_memory,
         "page_bytes": page,
-        "reached": seconds < GOALS["report_seconds"] and page < GOALS["page_bytes"],
+        "reached": cpu_seconds < GOALS["report_seconds"] and page < GOALS["page_bytes"],
     }
 
 
