@@ -124,7 +124,7 @@ def show_table(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(table)
     console.print(
         "accepted: mean tokens a step, the target's own included. speed-up: tokens/s over the baseline, with a 95 % "
-        "interval; not shown: neither faster nor slower beyond chance and noise. Shares are of the time after the "
+        "interval; none: neither faster nor slower beyond chance and noise. Shares are of the time after the "
         "prefill.",
         style="dim",
     )

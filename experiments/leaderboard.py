@@ -129,7 +129,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "",
         "In a cell: tokens per second over plain decoding's on the same prompts, with a 95 % bootstrap interval over "
         "prompts; how far plain decoding, measured twice, is away from itself; and the mean accepted length (pooled, "
-        "the target's own token included). Bold: above 1 with its whole interval and beyond the noise. Not shown: "
+        "the target's own token included). Bold: above 1 with its whole interval and beyond the noise. None: "
         "neither faster nor slower could be shown, beside chance and the noise. "
         f"{CAVEAT}",
     ]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 BEST_OF_MANY = "the best of many looks better than it is."
+FAILED_CHECK = "failed check"  # the label of a method whose texts are not the baseline's
 AGAIN = "plain again"  # the label of the second measurement's own ratio
 
 
@@ -53,15 +54,19 @@ def is_none(found: Mapping[str, Any]) -> bool:
 
 
 def percent(noise: float | None) -> str:
-    """As `±3.1 %`."""
-    return "-" if noise is None else f"±{100 * (noise - 1):.{0 if noise >= 1.1 else 1}f} %"
+    """As `±3.1 %`; from 1.5 on as `factor 2.98`."""
+    if noise is None:
+        return "-"
+    return f"factor {noise:.2f}" if noise >= 1.5 else f"±{100 * (noise - 1):.{0 if noise >= 1.1 else 1}f} %"
 
 
 def noise_words(found: Mapping[str, Any]) -> str:
-    """What stands beside a speed-up: `noise ±3.1 %`, `not shown: noise ±3.1 %`, where it is
-    neither faster nor slower; nothing where noise was not measured."""
-    noise = found.get("noise")
-    if noise is None or found["ratio"] is None:
+    """What stands beside a speed-up: `noise ±3.1 %`, or that noise was not measured; where it is neither faster nor
+    slower, `none: within noise (±3.1 %)` or `none: may be chance`. Nothing beside no number."""
+    ratio, noise = found["ratio"], found.get("noise")
+    if ratio is None:
         return ""
-    words = f"noise {percent(noise)}"
-    return f"not shown: {words}" if is_none(found) and found.get("label") != AGAIN else words
+    if is_none(found) and found.get("label") != AGAIN:
+        within = noise is not None and 1 / noise <= ratio <= noise
+        return f"none: within noise ({percent(noise)})" if within else "none: may be chance"
+    return "noise not measured" if noise is None else f"noise {percent(noise)}"

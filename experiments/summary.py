@@ -9,7 +9,7 @@ from typing import Any
 from specdec import metrics, registry
 from specdec.core import AcceptanceRule
 from specdec.experiments.acceptance_tables import acceptance_tables
-from specdec.experiments.machine_noise import AGAIN, add_noise
+from specdec.experiments.machine_noise import AGAIN, FAILED_CHECK, add_noise
 from specdec.experiments.methods import Method
 from specdec.experiments.records import Row
 from specdec.experiments.roofline import Roofline
@@ -177,7 +177,7 @@ def _speedup(
 
     found = metrics.speedup(totals(ours), totals(theirs), seed=seed)
     label = AGAIN if method.is_again else "synthetic" if method.synthetic else ""
-    label = {"no": "failed check", "not lossless": "not lossless"}.get(word, label)
+    label = {"no": FAILED_CHECK, "not lossless": "not lossless"}.get(word, label)
     return {**found._asdict(), "label": label}
 
 

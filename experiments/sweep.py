@@ -20,7 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from specdec.experiments.folder_lock import Locked, is_locked
-from specdec.experiments.machine_noise import AGAIN
+from specdec.experiments.machine_noise import AGAIN, FAILED_CHECK
 from specdec.experiments.read_back import read_json, read_yaml, remake
 from specdec.experiments.records import write_bytes, write_text
 from specdec.experiments.run_folder import LIMIT
@@ -169,9 +169,10 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def speedup_of(summary: dict[str, Any]) -> float | None:
-    """Of the last method that is compared with its baseline; for one that is not lossless too."""
+    """Of the last method that is compared with its baseline, also by a rule that is not lossless; None if its check
+    failed: what writes another text is not to be searched for."""
     found = [entry["speedup"] for entry in summary["methods"] if entry["speedup"]]
-    ratios = [speedup["ratio"] for speedup in found if speedup.get("label") != AGAIN]
+    ratios = [s["ratio"] if s.get("label") != FAILED_CHECK else None for s in found if s.get("label") != AGAIN]
     return ratios[-1] if ratios else None
 
 

@@ -76,7 +76,23 @@ def test_noise_is_how_far_plain_decoding_is_from_itself(found, noise) -> None:
 def test_what_is_a_speed_up(found, faster, none) -> None:
     assert is_faster(found) is faster
     assert is_none(found) is none
-    assert noise_words(found).startswith("not shown: ") == (none and found["noise"] is not None)
+    assert noise_words(found).startswith("none: ") == none
+
+
+def test_what_stands_beside_a_speed_up() -> None:
+    said = {
+        "none: within noise (factor 2.98)": speedup(0.6, noise=2.98),
+        "none: within noise (±3.1 %)": speedup(1.02, 0.3, noise=1.031),
+        "none: may be chance": speedup(1.2, 0.3, noise=1.031),
+        "noise ±3.1 %": speedup(1.2, noise=1.031),
+        "noise ±31 %": speedup(2.0, noise=1.31),
+        "noise factor 1.50": speedup(2.0, noise=1.5),
+        "noise not measured": speedup(1.2, noise=None),
+        "": speedup(None, noise=1.1),
+    }
+    assert {noise_words(found): found for found in said.values()} == said
+    assert noise_words(speedup(1.2, None, noise=None)) == "none: may be chance"
+    assert noise_words(speedup(1.0, label=AGAIN, noise=1.25)) == "noise ±25 %"
 
 
 def test_noise_is_of_the_same_questions_and_the_same_baseline() -> None:
@@ -138,7 +154,7 @@ def test_every_speed_up_has_its_words_beside_it() -> None:
         line for line in text.splitlines() if line.startswith(("| good", "| broken", "| none_again"))
     )
     assert "**2.00x** [1.98, 2.02]<br>noise ±5.0 %<br>2.00 accepted" in good
-    assert "| 1.05x [1.03, 1.07]<br>not shown: noise ±10 %<br>" in good
+    assert "| 1.05x [1.03, 1.07]<br>none: within noise (±10 %)<br>" in good
     assert "10/80/5/3/2" in good
     assert broken.count("failed check") == 3
     assert "**" not in broken + again

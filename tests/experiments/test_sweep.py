@@ -210,6 +210,9 @@ def test_the_number_a_search_makes_large():
     again = {"speedup": {"ratio": 1.01, "label": "plain again"}}
     assert sweep.speedup_of({"methods": [{"speedup": None}, {"speedup": {"ratio": 2.0}}, entry, again]}) == 1.5
     assert sweep.speedup_of({"methods": [{"speedup": None}]}) is None
+    failed, lossy = ({"speedup": {"ratio": 9.0, "label": label}} for label in ("failed check", "not lossless"))
+    assert sweep.speedup_of({"methods": [entry, failed]}) is None, "a search must not find what writes another text"
+    assert sweep.speedup_of({"methods": [entry, lossy]}) == 9.0
 
 
 def test_a_failed_cell_has_no_number(tmp_path: Path):
