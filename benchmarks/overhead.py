@@ -11,9 +11,8 @@ prompts, rows, snapshots of counts. `check` compares texts with the baseline's, 
 decodes. What a tracker does once, at the start and at the end of a run, is in seconds beside them.
 
 Then `specdec report`, as a process of its own, on a run of at least 100 000 steps: the requests of a short real one,
-repeated, written by the program's own records and summed up by its own run. `seconds` are of the wall, `cpu_seconds` what
-it takes where nothing else is on its core, and what is held against the goal. The last line of stdout is the result as
-JSON.
+repeated, written by the program's own records and summed up by its own run. `seconds` are of the wall; `cpu_seconds`,
+which the goal is for, are what it takes with a core of its own. The last line of stdout is the result as JSON.
 """
 
 from __future__ import annotations
