@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from specdec.experiments.report import text
 from specdec.experiments.report.figures import Figure
 from specdec.experiments.report.multiples import Panel, multiples
@@ -16,6 +14,7 @@ from specdec.experiments.report.svg import WIDTH, Axis, Canvas, legend
 
 Json = Mapping[str, Any]
 MOST_DEPTHS, MOST_RANKS = 12, 8  # that are drawn
+MOST_OPEN = 6  # methods whose panels are shown without being asked for
 
 
 def acceptance_figures(methods: Sequence[Shown]) -> list[Figure]:
@@ -38,9 +37,27 @@ def by_temperature(methods: Sequence[Json]) -> list[list[Json]]:
 
 
 def _figure(
-    ident: str, title: str, caption: str, drawing: Markup | None, columns: list[str], rows: list[list[str]]
+    ident: str,
+    title: str,
+    caption: str,
+    panels: Sequence[Panel],
+    labels: Sequence[str],
+    rows: list[list[str]],
+    columns: Sequence[str] | None = None,
+    tokens: bool = False,
 ) -> Figure | None:
-    return None if drawing is None else Figure(ident, title, caption, drawing, columns, rows)
+    """A panel a method; None without one. Of many methods it is folded.
+
+    Args:
+        columns: of the table behind the method's; None for `labels`.
+        tokens: what is drawn are tokens a step, no shares.
+    """
+    top, low = (_top(panels), 1.0) if tokens else (1.0, 0.0)
+    drawing = multiples(ident, title, panels, labels, top, not tokens, low)
+    if drawing is None:
+        return None
+    head = ["method", *(labels if columns is None else columns)]
+    return Figure(ident, title, caption, drawing, head, rows, folded=len(panels) > MOST_OPEN)
 
 
 def _depths(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
@@ -61,8 +78,7 @@ def _depths(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
         "count a prompt's steps as alike as they are."
     )
     cells = [[m.name, *(_cell(c) for c in found["depth"][:deepest])] for m, found in drafting]
-    return _figure("accepted-depth", title, caption, multiples("accepted-depth", title, panels, labels, 1.0, True),
-                   ["method", *labels], cells)  # fmt: skip
+    return _figure("accepted-depth", title, caption, panels, labels, cells)
 
 
 def _ranks(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
@@ -76,8 +92,7 @@ def _ranks(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
         "depths. acceptance/METHOD.json holds them by depth, for tree=sequoia."
     )
     cells = [[m.name, *(_cell(c) for c in found["rank"][:most])] for m, found in wide]
-    return _figure("accepted-rank", title, caption, multiples("accepted-rank", title, panels, labels, 1.0, True),
-                   ["method", *labels], cells)  # fmt: skip
+    return _figure("accepted-rank", title, caption, panels, labels, cells)
 
 
 def _cells(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
@@ -95,8 +110,7 @@ def _cells(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
         for m, rows in wide
         for depth, row in enumerate(rows, 1)
     ]
-    return _figure("accepted-cells", title, caption, multiples("accepted-cells", title, panels, labels, 1.0, True),
-                   ["method", *labels], cells)  # fmt: skip
+    return _figure("accepted-cells", title, caption, panels, labels, cells)
 
 
 def _positions(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
@@ -111,15 +125,14 @@ def _positions(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
         cells.append([method.name, *(_interval(length) for length in lengths)])
     title = "Tokens a step by position in the answer"
     caption = "By the number of the step's first new token, with 95 % intervals; a label is where its stretch begins."
-    return _figure(
-        "accepted-position", title, caption,
-        multiples("accepted-position", title, panels, [str(first) for first, _ in ends], _top(panels), False, 1.0),
-        ["method", *(f"{first} to {last}" for first, last in ends)], cells,
-    )  # fmt: skip
+    labels, columns = [str(first) for first, _ in ends], [f"{first} to {last}" for first, last in ends]
+    return _figure("accepted-position", title, caption, panels, labels, cells, columns, tokens=True)
 
 
 def _categories(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
     names = sorted({name for m, _ in drafting for name in m.entry["by_category"]})
+    if len(names) < 2:
+        return None
     panels, cells = [], []
     for method, _ in drafting:
         parts = [(method.entry["by_category"].get(name) or {}).get("accepted_by") or {} for name in names]
@@ -130,8 +143,7 @@ def _categories(drafting: Sequence[tuple[Shown, Json]]) -> Figure | None:
     said = ", ".join(f"{number} {name}" for number, name in enumerate(names, 1))
     caption = f"Of the steps that drafted, how many accepted a node of depth 1, with 95 % intervals. {said}."
     labels = [str(number) for number in range(1, len(names) + 1)]
-    drawing = multiples("accepted-category", title, panels, labels, 1.0, True) if len(names) > 1 else None
-    return _figure("accepted-category", title, caption, drawing, ["method", *names], cells)
+    return _figure("accepted-category", title, caption, panels, labels, cells, names)
 
 
 def _temperatures(methods: Sequence[Shown]) -> Figure | None:

@@ -15,7 +15,7 @@ from specdec.experiments.report.shown import PHASES, Shown, length_of
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`rows` are texts, the first of each a method's name."""
+    """`rows` are texts, the first of each a method's name; `folded`: shown only when it is asked for."""
 
     ident: str
     title: str
@@ -23,6 +23,7 @@ class Figure:
     drawing: Markup
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    folded: bool = False
 
 
 def figures(methods: Sequence[Shown], machine: Mapping[str, Any] | None, dtype: str | None) -> list[Figure]:

@@ -148,7 +148,7 @@ def test_the_page_shows_them(page: Page) -> None:
     assert "80 %" in page.text  # of steps that drafted accepted one at depth 1
     assert "1 code, 2 data, 3 docs, 4 edits, 5 tests" in page.text
     drawings = [a for tag, a in page.tags if tag == "svg" and a.get("aria-hidden") != "true"]
-    assert len(drawings) == 12
+    assert len(drawings) == 13
     idents = [a["id"] for _, a in page.tags if a.get("id")]
     assert len(idents) == len(set(idents))
 

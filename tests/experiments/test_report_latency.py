@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from specdec.experiments import measure
 from specdec.experiments.leaderboard import by_category, numbers
+from specdec.experiments.lossless import Check
+from specdec.experiments.report.acceptance import acceptance_figures
 from specdec.experiments.report.figures import figures
 from specdec.experiments.report.headline import headline
 from specdec.experiments.report.page import facts, render
@@ -19,6 +23,8 @@ from specdec.experiments.step_times import step_times
 
 from .conftest import read_rows
 from .test_leaderboard import both, method, speedup, summary
+
+NGRAM = "specdec.drafters.ngram.NGram"
 
 
 def test_times_of_steps_are_pooled(tmp_path: Path) -> None:
@@ -105,3 +111,31 @@ def test_tables_for_a_tracker_have_numbers() -> None:
     assert [row[:2] for row in rows] == [[m, c] for m in ("none", "a", "none_again") for c in ("code", "prose")]
     row = dict(zip(names, rows[2], strict=True))
     assert (row["requests"], row["ratio"], row["noise"]) == (4, 1.5, pytest.approx(1.05))
+
+
+def test_panels_of_many_methods_are_folded_and_their_numbers_kept(specdec_run) -> None:
+    more = [f"+methods.n{length}.drafter={{_target_: {NGRAM}, length: {length}}}" for length in range(2, 9)]
+    code, directory = specdec_run("drafter=ngram", "data.limit=1", *more)
+    assert code == 0
+    drawn = acceptance_figures(shown(read_run(directory)))
+    assert [figure.folded for figure in drawn if figure.ident == "accepted-depth"] == [True]
+    page = render(read_run(directory))
+    numbers_ = [int(found) for found in re.findall(r"<b>Figure (\d+)\.</b>", page)]
+    assert sorted(numbers_) == list(range(1, len(numbers_) + 1))
+    assert page.index('<details class="more">') < page.index('id="plot-accepted-depth-title"')
+    assert page.count("<details") == page.count("</details>")
+
+
+def test_all_texts_that_part_are_in_one_table(specdec_run, monkeypatch) -> None:
+    different = Check(True, equal=False, position=0, gap=1.0, tie=False)
+    monkeypatch.setattr(measure.lossless, "compare", lambda *_: different)
+    code, directory = specdec_run("drafter=ngram", "+methods.suffix.drafter=suffix", "measure.repeats=3")
+    assert code == 3
+    page = render(read_run(directory))
+    assert page.count("Where texts part") == 1
+    table = page.partition('<table class="failures">')[2].partition("</table>")[0]
+    assert [re.findall(r'<th scope="row">(\w+)</th>', part) for part in table.split("<tbody>")[1:]] == [
+        ["suffix"],
+        ["ngram"],
+    ]
+    assert table.count("and 5 more") == 2
