@@ -163,7 +163,8 @@ class SpeculativeDecoder:
                 slots can use, but at most half of what is free. Where it runs out, the request that came last gives
                 up its pages, and goes on when there is room.
             page: tokens of a page of KV; None for 64, or with compile=True on the CPU for a slot's room.
-            rows: of a forward pass, at most: what drafts leave of them reads prompts; None for 256, on a GPU 2048.
+            rows: of a forward pass, at most, drafts not counted: what running requests leave of them reads prompts;
+                None for 256, on a GPU 2048.
             sharing: prompts with the same beginning share its KV. Not for drafters that read the target's hidden
                 states.
             stats: where counts and times of the whole run go, and of every request.

@@ -124,7 +124,7 @@ class Engine:
             pool.slots,
             needs.room,
             rows=pool.rows or ROWS.get(device.type, ROWS["cuda"]),
-            tree_rows=needs.max_nodes + needs.riders,
+            tree_rows=1,  # of its root: prompts are read as beside plain decoding, and drafts come on top
             late=steps_late(device) * needs.max_nodes,
             sharing=pool.sharing and not needs.hidden_layers,  # what is not read has no hidden states
         )

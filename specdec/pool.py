@@ -15,7 +15,7 @@ from specdec.turn import Turn
 PAGE = 64  # tokens
 LONGEST = 4096  # tokens of a text, where nobody says: slots have tables, and drafters buffers, of that length
 SHARE = 0.5  # of the memory that is free, at most, where nobody says
-ROWS = {"cpu": 256, "cuda": 2048}  # of a forward pass, trees and chunks of prompts together
+ROWS = {"cpu": 256, "cuda": 2048}  # of a forward pass, roots and chunks of prompts together
 
 
 @dataclass(frozen=True, slots=True)

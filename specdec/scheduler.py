@@ -64,8 +64,8 @@ class Scheduler(Generic[AnyJob]):
         slots: how many.
         room: places behind a text that a step may write to.
         late: places more that it may write to before the host knows how far it has come.
-        rows: of one forward pass, trees and chunks together; trees always run.
-        tree_rows: of one tree, at most.
+        rows: of one forward pass, at most, with `tree_rows` for every tree, however many it has; trees always run.
+        tree_rows: that chunks leave free for a tree.
         sharing: whether texts share pages with the same beginning.
     """
 

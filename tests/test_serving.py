@@ -116,7 +116,7 @@ def begin(
         given.slots,
         needs.room,
         rows=given.rows,
-        tree_rows=needs.max_nodes + needs.riders,
+        tree_rows=1,
         late=given.late * needs.max_nodes,
         sharing=given.sharing and not needs.hidden_layers,
     )
