@@ -55,13 +55,14 @@ class Decoding:
         run: the step.
         stats: where counts and times go.
         slots: how many of the step's slots are used; None for all.
+        clock: that runs already; None for one that begins now.
     """
 
-    def __init__(self, run: Step, stats: DecodingStats, slots: int | None = None):
+    def __init__(self, run: Step, stats: DecodingStats, slots: int | None = None, clock: PhaseClock | None = None):
         self.run, self.stats = run, stats
         self.slots: list[Generation | None] = [None] * (slots or run.capacity)
         self.flights: deque[Flight] = deque()
-        self.clock = PhaseClock(stats, run.target.device)
+        self.clock = clock or PhaseClock(stats, run.target.device)
 
     @property
     def free(self) -> list[int]:
@@ -169,16 +170,20 @@ def steps_late(device: torch.device) -> int:
 
 
 def decode(
-    run: Step, requests: Iterable[Request], stats: DecodingStats | None = None, slots: int | None = None
+    run: Step,
+    requests: Iterable[Request],
+    stats: DecodingStats | None = None,
+    slots: int | None = None,
+    clock: PhaseClock | None = None,
 ) -> Iterator[Emission]:
     """Serve `requests` in the slots of `run`, or `slots` of them; yields (request, its new tokens) after every step,
-    until all have ended.
+    until all have ended. `clock` writes into `stats`; None begins one.
 
     Raises:
         ValueError: the model's logits are NaN.
     """
     stats = stats if stats is not None else DecodingStats()
-    decoding = Decoding(run, stats, slots)
+    decoding = Decoding(run, stats, slots, clock)
     queue = enumerate(requests)
     while True:
         entered = [_enter(stats, index, request) for _, (index, request) in zip(decoding.free, queue, strict=False)]

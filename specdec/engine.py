@@ -16,6 +16,7 @@ from specdec.decode import decode, steps_late
 from specdec.exact import check_settings
 from specdec.metrics import DecodingStats
 from specdec.pages import PagePool
+from specdec.phase_clock import PhaseClock
 from specdec.pool import ROWS, Pool
 from specdec.request import Generation, Request
 from specdec.sampling import SamplingParams
@@ -98,9 +99,12 @@ class Engine:
         if not requests:
             return
         self._latest = mine = object()
+        clock = PhaseClock(stats, self.target.device)
         longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
         capacity = min(slots or len(requests), len(requests))
-        steps = decode(self._step(capacity, longest), requests, stats, capacity)
+        step = self._step(capacity, longest)
+        clock.lap("prefill")  # making room is part of a text's beginning, as it is in other engines' times
+        steps = decode(step, requests, stats, capacity, clock)
         while self._latest is mine:
             try:
                 yield next(steps)

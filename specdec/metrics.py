@@ -25,7 +25,8 @@ class DecodingStats:
 
     Attributes:
         requests: one entry per request, in the order given.
-        phases: seconds per phase: prefill, draft (propose and observe), verify, accept, commit, host (the rest).
+        phases: seconds per phase: prefill (buffers are made in it, too), draft (propose and observe), verify, accept,
+            commit, host (the rest).
         forwards: verify passes of the whole batch.
     """
 

@@ -6,8 +6,10 @@ Texts are compared in float64, where rounding decides no token.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from specdec.core import AcceptanceRule, Drafter, DraftNeeds, TargetOutput, Verd
 from specdec.decode import decode
 from specdec.drafters.ngram import NGram
 from specdec.drafters.none import NoDrafter
+from specdec.engine import Engine
 from specdec.metrics import DecodingStats
 from specdec.request import Request
 from specdec.sampling import DraftNoise, SamplingParams
@@ -162,6 +165,20 @@ def test_what_was_learnt_from_other_requests_changes_no_text(target: Target, pla
         assert run(target, drafter, REQUESTS, slots=2, stats=stats) == plain
         steps.append(stats.steps)
     assert steps[1] < steps[0]
+
+
+def test_the_clock_runs_while_room_is_made(model: PreTrainedModel) -> None:
+    """Buffers are part of what a text costs."""
+
+    class Slow(NoDrafter):
+        def open(self, capacity: int, max_length: int, device: torch.device) -> Any:
+            time.sleep(0.3)
+            return super().open(capacity, max_length, device)
+
+    stats = DecodingStats()
+    for _ in Engine(model, Slow(), None, "coupled").run(REQUESTS[:2], stats):
+        pass
+    assert stats.phases["prefill"] >= 0.3
 
 
 def test_at_most_as_many_at_once_as_slots(target: Target) -> None:
