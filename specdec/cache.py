@@ -93,10 +93,14 @@ class TreeCache:
 
     def _allocate(self, shapes: list[tuple[int, int, torch.dtype]]) -> list[Tensor]:
         views: dict[int, Tensor] = {}
+        # On a CPU pages with following numbers lie side by side for every head, so that they are read where they are.
+        beside = self.device.type == "cpu" and self.page < self.room
         for shape in dict.fromkeys(shapes):
             layers = [i for i, s in enumerate(shapes) if s == shape]
             heads, size, dtype = shape
-            arena = torch.zeros(len(layers), self.pages, heads, self.page, size, dtype=dtype, device=self.device)
+            sizes = (heads, self.pages) if beside else (self.pages, heads)
+            arena = torch.zeros(len(layers), *sizes, self.page, size, dtype=dtype, device=self.device)
+            arena = arena.transpose(1, 2) if beside else arena
             self.arenas.append(arena)
             views |= dict(zip(layers, arena, strict=True))
         return [views[i] for i in range(len(shapes))]

@@ -131,6 +131,7 @@ class Engine:
             tree_rows=1,  # of its root: prompts are read as beside plain decoding, and drafts come on top
             late=steps_late(device) * needs.max_nodes,
             sharing=pool.sharing and not needs.hidden_layers,  # what is not read has no hidden states
+            width=run.target.cache.block_table.shape[1] if device.type == "cpu" else 0,  # read in place, see TreeCache
         )
         serving = Serving(run, requests, scheduler, stats, pool.keep, pool.cancelled, pool.watch)
         ended = serve_in_flight(serving)

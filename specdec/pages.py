@@ -51,8 +51,8 @@ class PagePool:
     """
 
     def __init__(self, pages: int, size: int, first: int = 0):
-        self.size, self.pages = size, pages
-        self._free = list(range(first + pages - 1, first - 1, -1))
+        self.size, self.pages, self.first = size, pages, first
+        self._free = dict.fromkeys(range(first + pages - 1, first - 1, -1))  # the last one is given first
         self._idle: OrderedDict[int, None] = OrderedDict()  # the one that was let go first is evicted first
         self._holders: dict[int, int] = {}
         self._known: dict[int, _Known] = {}
@@ -73,14 +73,22 @@ class PagePool:
         """How many pages that many tokens need."""
         return -(-tokens // self.size)
 
-    def take(self) -> int:
-        """A page for one holder, with nothing in it that is known. If need be an idle one is evicted.
+    def take(self, wanted: int = -1) -> int:
+        """A page for one holder, with nothing in it that is known: `wanted` if nobody holds that, else a free one, else
+        the idle one that is evicted first.
 
         Raises:
             IndexError: all pages are held.
         """
-        if self._free:
-            page = self._free.pop()
+        if wanted in self._idle:
+            page = wanted
+            del self._idle[page]
+            self._forget(page)
+        elif wanted in self._free:
+            page = wanted
+            del self._free[page]
+        elif self._free:
+            page, _ = self._free.popitem()
         elif self._idle:
             page, _ = self._idle.popitem(last=False)
             self._forget(page)
@@ -113,7 +121,7 @@ class PagePool:
             if page in self._known:
                 self._idle[page] = None
             else:
-                self._free.append(page)
+                self._free[page] = None
 
     def remember(self, parent: bytes, tokens: Sequence[int], page: int) -> bytes:
         """`page` is full of `tokens`, which follow the page `parent` (ROOT for none); returns its key. Where another

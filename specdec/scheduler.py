@@ -67,6 +67,8 @@ class Scheduler(Generic[AnyJob]):
         rows: of one forward pass, at most, with `tree_rows` for every tree, however many it has; trees always run.
         tree_rows: that chunks leave free for a tree.
         sharing: whether texts share pages with the same beginning.
+        width: pages of a slot that are to lie side by side where that can be, for readers that gain by it; 0 where none
+            does, and what is known of pages is kept for as long as it can be.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class Scheduler(Generic[AnyJob]):
         tree_rows: int,
         late: int = 0,
         sharing: bool = True,
+        width: int = 0,
     ):
-        self.pool, self.room, self.late = pool, room, late
+        self.pool, self.room, self.late, self.width = pool, room, late, width
         self.rows, self.tree_rows, self.sharing = rows, tree_rows, sharing
         self.waiting: deque[AnyJob] = deque()
         self.running: list[AnyJob] = []  # in the order in which they were admitted
@@ -129,14 +132,15 @@ class Scheduler(Generic[AnyJob]):
             if need > self.pool.available:  # it is not worth another page
                 self.pool.drop([partial])
                 copied = 0
-        job.pages += [self.pool.take() for _ in range(need)]
+        job.slot = self._slots.pop()
+        for _ in range(need):
+            self._grow(job)
         job.copy = None
         if copied:  # what is in the page stays until something new is written, and the copy comes first
             self.pool.drop([partial])
             job.copy = partial, job.pages[len(pages)], copied
         job.length = len(pages) * self.pool.size + copied
         job.shared += job.length
-        job.slot = self._slots.pop()
         self.waiting.popleft()
         self.running.append(job)
         return job
@@ -156,7 +160,7 @@ class Scheduler(Generic[AnyJob]):
             need = self.pool.pages_for(self.places(max(job.length, job.goal)))
             while job.slot >= 0 and len(job.pages) < need:
                 if self.pool.available:
-                    job.pages.append(self.pool.take())
+                    self._grow(job)
                     continue
                 last = self.running[-1]
                 preempted.append((last, last.slot))
@@ -166,6 +170,11 @@ class Scheduler(Generic[AnyJob]):
             if job.slot >= 0 and len(job.pages) > had:
                 grown.append((job, had))
         return grown, preempted
+
+    def _grow(self, job: AnyJob) -> None:
+        """One more page. With `width` every slot has its own, as long as nobody else holds them."""
+        place = (job.slot * self.width + len(job.pages)) % self.pool.pages
+        job.pages.append(self.pool.take(self.pool.first + place if self.width else -1))
 
     def must_preempt(self) -> bool:
         """Whether `reserve` would preempt now."""

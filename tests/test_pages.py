@@ -69,6 +69,37 @@ def test_two_pages_with_the_same_tokens() -> None:
     assert pool.available == 3
 
 
+def test_the_page_that_is_wanted_is_given_unless_somebody_holds_it() -> None:
+    pool = PagePool(4, 2, first=1)
+    assert pool.take(3) == 3
+    assert pool.take(3) != 3
+    pool.remember(ROOT, [1, 2], 3)
+    pool.drop([3])
+    assert pool.take(3) == 3, "what is known of it is given up for it"
+    assert pool.match([1, 2]).pages == []
+    assert pool.take(9) in (1, 2, 4)
+    pool.check()
+
+
+def test_the_pages_of_a_slot_lie_side_by_side() -> None:
+    """Whoever comes and goes, as long as no page is shared."""
+    scheduler: Scheduler[Job] = Scheduler(PagePool(12, 2), 3, 2, rows=32, tree_rows=2, sharing=False, width=4)
+    draw = random.Random(3)
+    for _ in range(60):
+        while len(scheduler.waiting) < 3:
+            scheduler.waiting.append(Job([draw.randrange(9) for _ in range(draw.randint(1, 3))], 6))
+        while scheduler.admit():
+            pass
+        scheduler.reserve()
+        for job in list(scheduler.running):
+            assert job.pages == [4 * job.slot + number for number in range(len(job.pages))]
+            job.ids.append(1)
+            scheduler.committed(job, len(job.ids) - 1)
+            if len(job.ids) >= job.most:
+                scheduler.leave(job)
+        scheduler.check()
+
+
 def test_mistakes_are_noticed() -> None:
     pool = PagePool(2, 2)
     page = pool.take()
@@ -87,7 +118,7 @@ class Serving(RuleBasedStateMachine):
         self.random = random.Random(0)
         self.size, self.room = 3, 4
         self.pool = PagePool(14, self.size, first=1)
-        self.scheduler: Scheduler[Job] = Scheduler(self.pool, 4, self.room, rows=20, tree_rows=4, late=0)
+        self.scheduler: Scheduler[Job] = Scheduler(self.pool, 4, self.room, rows=20, tree_rows=4, late=0, width=3)
         self.jobs: list[Job] = []
         self.written: dict[int, tuple[int, ...]] = {}  # page -> all tokens up to its end, as committed
         self.arrivals: list[Job] = []

@@ -94,6 +94,7 @@ class Setting:
     pages: int = 60
     rows: int = 24
     sharing: bool = True
+    beside: bool = True  # a slot's pages
     max_length: int = MAX_LENGTH
     late: int = 0  # steps
     kind: type[Step] = Step
@@ -119,6 +120,7 @@ def begin(
         tree_rows=1,
         late=given.late * needs.max_nodes,
         sharing=given.sharing and not needs.hidden_layers,
+        width=run.target.cache.block_table.shape[1] if given.beside else 0,
     )
     return Serving(run, requests, scheduler, stats or DecodingStats(), stats is not None, set())
 
@@ -131,7 +133,7 @@ def checked(serving: Serving) -> Generator[Generation, None, None]:
     @torch.inference_mode()
     def watched() -> None:
         for arena in serving.run.target.cache.arenas:
-            arena[:, serving.scheduler.pool._free] = float("nan")
+            arena[:, list(serving.scheduler.pool._free)] = float("nan")
         turn()
         serving.scheduler.check()
         for job in serving.scheduler.running:
@@ -166,6 +168,7 @@ def arrivals(requests: Sequence[Request]) -> Iterator[Arrival]:
     spare=st.integers(0, 30),
     rows=st.integers(1, 40),
     sharing=st.booleans(),
+    beside=st.booleans(),
     drafter=st.sampled_from([NoDrafter(), NGram()]),
 )
 @settings(max_examples=12)
@@ -178,11 +181,12 @@ def test_a_text_depends_on_its_request_alone(
     spare: int,
     rows: int,
     sharing: bool,
+    beside: bool,
     drafter: Drafter,
 ) -> None:
     """Whatever the order, the slots, the pages (down to so few that the longest fits by itself alone), and chunks."""
     least = -(-(MAX_LENGTH + drafter.needs.room) // page)
-    given = Setting(slots, page, least + spare, rows, sharing)
+    given = Setting(slots, page, least + spare, rows, sharing, beside)
     found = texts(begin(target, drafter, arrivals([REQUESTS[i] for i in order]), given))
     assert [found[place] for place in range(len(order))] == [plain[i] for i in order]
 

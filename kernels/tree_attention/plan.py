@@ -36,6 +36,7 @@ class Plan:
     pages: list[list[int]]  # block_table on the host
     _bits: list[Tensor] = field(default_factory=list, repr=False)  # [R, largest size] bool, once it is needed
     _biases: dict[tuple[object, ...], tuple[int, Tensor | None]] = field(default_factory=dict, repr=False)
+    _runs: dict[tuple[int, int, int], list[int]] = field(default_factory=dict, repr=False)
     _paths: dict[tuple[int, int], list[tuple[int, int, Tensor | None]]] = field(default_factory=dict, repr=False)
     _chains: list[Any] = field(default_factory=list, repr=False)  # see chains.py
     _kept: list[int] = field(default_factory=lambda: [0], repr=False)  # bytes of _biases
@@ -126,7 +127,8 @@ class Plan:
     def read(self, pool: Tensor, span: Span, start: int) -> Tensor:
         """Slots `start : context + size` of the span's sequence. pool `[pages, Hkv, page, D]` -> `[1, Hkv, S, D]`.
 
-        A view when the slots lie in one page, else one gathered copy. Slots past the tree are never in the result.
+        A view when the slots lie in one page, or in pages that are one piece of memory, else a copy. Slots past the
+        tree are never in the result.
         """
         page, end = pool.shape[2], span.context + span.size
         pages = self.pages[span.sequence]
@@ -135,8 +137,21 @@ class Plan:
         low, high = start // page, (end - 1) // page
         if low == high:
             return pool[pages[low] : pages[low] + 1, :, start - low * page : end - low * page]
+        key = (span.sequence, low, high)
+        runs = self._runs.get(key)
+        if runs is None:
+            runs = self._runs[key] = _runs(pages[low : high + 1])
+        if len(runs) == 1 and pool.stride(0) == page * pool.stride(2):  # the pages are one piece of memory
+            _, heads, _, size = pool.shape
+            first = pool.storage_offset() + runs[0] * pool.stride(0) + (start - low * page) * pool.stride(2)
+            return pool.as_strided((1, heads, end - start, size), (0, *pool.stride()[1:]), first)
         held = torch.cat([pool[number] for number in pages[low : high + 1]], 1)  # [Hkv, pages * page, D]
         return held[None, :, start - low * page : end - low * page]
+
+
+def _runs(pages: list[int]) -> list[int]:
+    """The first ones of the stretches of following numbers."""
+    return [page for i, page in enumerate(pages) if not i or page != pages[i - 1] + 1]
 
 
 def make_plan(
