@@ -33,7 +33,7 @@ from specdec.experiments.records import Records, write_lines, write_text
 from specdec.experiments.report import write_report
 from specdec.experiments.roofline_table import show_roofline
 from specdec.experiments.run_folder import begin, look_into
-from specdec.experiments.scaling import run_scaling
+from specdec.experiments.scaling.command import run_scaling
 from specdec.experiments.step_times import DEFINITIONS, step_times
 from specdec.experiments.summary import differences_of, mixed, summarise, without_nan
 from specdec.experiments.trace import trace_run

@@ -14,6 +14,7 @@ from specdec.experiments.report import text
 from specdec.experiments.report.figures import Figure
 from specdec.experiments.report.run_files import RunFiles
 from specdec.experiments.report.svg import WIDTH, Axis, Canvas
+from specdec.experiments.scaling.fit import FIXED_POINTS, at_the_limit
 
 Json = Mapping[str, Any]
 HEIGHT = 190.0  # of a panel, two in a row
@@ -47,8 +48,12 @@ def sentence(name: str, axis: Json) -> str:
     first, last = axis["points"][0]["value"], axis["points"][-1]["value"]
     start = f"{name.capitalize()}, {first:,} to {last:,}: a step costs {axis['growth']:.2f} times as much"
     law = axis[axis["told"]]
-    if max(axis["power"]["r2"], axis["fixed"]["r2"]) < POOR:
+    if law["r2"] < POOR and len(axis["points"]) < FIXED_POINTS:
+        return f"{start}; no power law describes that (R² {law['r2']:.2f}), and for another there are too few points."
+    if law["r2"] < POOR:
         return f"{start}; neither law describes that (R² {axis['power']['r2']:.2f} and {axis['fixed']['r2']:.2f})."
+    if at_the_limit(law):
+        return f"{start}; a part of it is fixed, and the times do not say how the rest grows."
     grows = f"grows with the power {exponent(law)}"
     if axis["told"] == "fixed":
         grows = f"is {text.percent(fixed_share(axis))} fixed at the end, and the rest {grows}"

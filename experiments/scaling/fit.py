@@ -10,6 +10,7 @@ import numpy as np
 Json = dict[str, Any]
 EXPONENTS = np.linspace(0.05, 3.0, 296)  # that are tried where there is a fixed cost
 GOOD = 0.98  # share of the variance of log times from which on the pure law is told
+FIXED_POINTS = 5  # from which on the law above a fixed cost, which has three parameters, may be told
 RESAMPLES = 400
 
 
@@ -37,6 +38,11 @@ def above_fixed_cost(x: np.ndarray, times: np.ndarray) -> tuple[float, float, fl
     return float(EXPONENTS[best]), float(factor[best]), float(fixed[best])
 
 
+def at_the_limit(law: Json) -> bool:
+    """Whether an exponent above a fixed cost may be another than those that were tried: its interval ends with them."""
+    return "fixed" in law and (law["low"] <= EXPONENTS[0] or law["high"] >= EXPONENTS[-1])
+
+
 def fit(values: Sequence[float], samples: Sequence[Sequence[float]], seed: int = 0) -> Json:
     """Both laws through the medians.
 
@@ -47,8 +53,9 @@ def fit(values: Sequence[float], samples: Sequence[Sequence[float]], seed: int =
 
     Returns:
         `power` {exponent, low, high, factor, r2} and `fixed` {the same, fixed}: r2 of log times; low and high a 95 %
-        bootstrap interval over rounds. `told`: "power" if its r2 is GOOD at least, or no worse than the other's, else
-        "fixed". `growth`: last median over the first; `end`: the exponent between the last two points.
+        bootstrap interval over rounds. `told`: "power" if its r2 is GOOD at least or no worse than the other's, or if
+        there are fewer than FIXED_POINTS, else "fixed". `growth`: last median over the first; `end`: the exponent
+        between the last two points.
     """
     x, taken = np.asarray(values, float), np.asarray(samples, float)  # [N], [N, R]
     middle = np.median(taken, 1)
@@ -64,7 +71,7 @@ def fit(values: Sequence[float], samples: Sequence[Sequence[float]], seed: int =
     return {
         "power": power,
         "fixed": fixed,
-        "told": "power" if power["r2"] >= min(GOOD, fixed["r2"]) else "fixed",
+        "told": "power" if power["r2"] >= min(GOOD, fixed["r2"]) or len(x) < FIXED_POINTS else "fixed",
         "growth": float(middle[-1] / middle[0]),
         "end": float(np.log(middle[-1] / middle[-2]) / np.log(x[-1] / x[-2])),
     }

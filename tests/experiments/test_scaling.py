@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specdec import loading
+from specdec import loading, registry
 from specdec.experiments.cli import main
 from specdec.experiments.report.scaling import sentence
-from specdec.experiments.scaling.fit import above_fixed_cost, fit, power_law
-from specdec.experiments.scaling.measure import with_vocabulary
+from specdec.experiments.scaling.fit import FIXED_POINTS, above_fixed_cost, fit, power_law
+from specdec.experiments.scaling.measure import AXES, with_vocabulary
 
 from .test_report import Page
 
@@ -71,7 +71,8 @@ def test_intervals_hold_the_exponent_and_grow_with_noise() -> None:
 
 
 def test_sentences_say_no_more_than_r2_does() -> None:
-    axis = {"points": [{"value": 1}, {"value": 32, "seconds": {"p50": 2.0}}], "growth": 1.4, "told": "fixed"}
+    points = [*({"value": value} for value in (1, 2, 4, 8)), {"value": 32, "seconds": {"p50": 2.0}}]
+    axis: dict[str, Any] = {"points": points, "growth": 1.4, "told": "fixed"}
     axis |= {"power": {"exponent": 0.1, "low": 0.05, "high": 0.15, "r2": 0.7}}
     law = {"exponent": 1.0, "low": 0.9, "high": 1.2, "r2": 0.995, "fixed": 1.0}
     assert sentence("batch", axis | {"fixed": law}) == (
@@ -79,6 +80,25 @@ def test_sentences_say_no_more_than_r2_does() -> None:
         "power 1.00 [0.90, 1.20] (R² 0.995)."
     )
     assert "neither law describes that (R² 0.70 and 0.80)" in sentence("batch", axis | {"fixed": law | {"r2": 0.8}})
+    few = axis | {"points": points[-4:], "told": "power", "fixed": law}
+    assert "no power law describes that (R² 0.70), and for another there are too few points" in sentence("batch", few)
+    for ends in ({"low": 0.05}, {"high": 3.0}):
+        said = sentence("batch", axis | {"fixed": law | ends})
+        assert said.endswith("a part of it is fixed, and the times do not say how the rest grows."), said
+    bare = {"power": {"exponent": 0.03, "low": 0.02, "high": 0.04, "r2": 0.99}, "told": "power", "fixed": law}
+    assert "it grows with the power 0.03 [0.02, 0.04]" in sentence("batch", axis | bare), "this one has no limits"
+
+
+def test_a_fixed_cost_is_not_told_of_few_points() -> None:
+    """Three parameters go through four points whatever these are."""
+    times = 5 + 0.1 * np.array(VALUES) ** 1.0
+    assert fit(VALUES[1:], samples(times[1:]))["told"] == "fixed"
+    assert fit(VALUES[2:], samples(times[2:]))["told"] == "power"
+
+
+def test_every_axis_has_points_enough_by_default() -> None:
+    given = registry.read_yaml("experiment", "scaling")["scaling"]
+    assert all(len(given[axis]) >= FIXED_POINTS for axis in AXES)
 
 
 def test_a_model_with_another_vocabulary(target: Path) -> None:
