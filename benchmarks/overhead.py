@@ -186,6 +186,8 @@ class Passes:
         stamps.append(time.perf_counter())
         track_summary(guarded, self._summary, list(records.finished.values()), directory)
         stamps.append(time.perf_counter())
+        if (wandb := sys.modules.get("wandb")) is not None:
+            wandb.teardown()  # its process would be beside the next pass
         cpu = spent["process"] + spent["processes"]
         outside = {"threads": spent["process"] - spent["thread"], "processes": spent["processes"]}
         found = dict(parts.cpu) | outside | {"rest": spent["thread"] - parts.cpu.total()}
