@@ -9,6 +9,7 @@ from typing import Any
 
 from specdec.experiments.acceptance_tables import count_steps
 from specdec.experiments.expected import LENGTH, PROPOSE, REST, VERIFY, Terms, best_tree, factors, off, predicted
+from specdec.experiments.machine_file import MEASURE
 from specdec.experiments.methods import Method
 from specdec.experiments.records import Row
 from specdec.experiments.validation import check_counts, check_keys
@@ -17,6 +18,7 @@ from specdec.tree.cost import CostCurve, Curve, measured_draft_cost
 from specdec.tree.sequoia import read_chances
 
 Json = dict[str, Any]
+CURVE = "curve.json"  # of a run that measures it
 VERIFYING = ("verify", "accept", "commit")
 RESIDUE = "the loop's own time, prefills, slots that are empty while a batch ends"
 
@@ -28,7 +30,7 @@ class Settings:
     Attributes:
         acceptance: as `tree.acceptance` of `sequoia`; or the name of a method of this run, by what it measures: of one
             in a grid, also without the cell.
-        curve, draft_cost: as of `sequoia`.
+        curve, draft_cost: as of `sequoia`; or MEASURE: by this run, before it begins, in `curve_seconds`.
         budgets: nodes of trees, the root included.
         batches: sequences in a step.
         max_depth: most levels below the root.
@@ -37,6 +39,7 @@ class Settings:
     acceptance: Any
     curve: Curve = None
     draft_cost: float | None = None
+    curve_seconds: float = 20.0
     budgets: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
     max_depth: int = 8
@@ -57,7 +60,11 @@ class Settings:
             )
         if given["acceptance"] not in names:
             read_chances(given["acceptance"])
-        CostCurve.make(given.get("curve"))
+        if given.get("curve") != MEASURE:
+            CostCurve.make(given.get("curve"))
+        seconds = given.get("curve_seconds", 20.0)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+            raise ValueError(f"predict.curve_seconds is {seconds!r}; expected a number above 0")
         for name, least in (("budgets", 2), ("batches", 1)):
             if name in given:
                 if not isinstance(given[name], list) or not given[name]:
@@ -75,12 +82,14 @@ def prediction(
     shapes: Mapping[str, Any],
     entries: Sequence[Json],
     rows: Sequence[Row],
+    directory: Path | None = None,
 ) -> Json | None:
     """`prediction` of summary.json; None where the method that the acceptance is to be of has drafted nothing.
 
     Args:
         shapes: by method, the paths of its tree, for those whose tree is fixed.
         entries: of summary.json.
+        directory: of the run; a curve in it was measured by it.
     """
     by_method = {m.name: [row for row in rows if row["method"] == m.name] for m in methods}
     given = settings.acceptance
@@ -92,7 +101,7 @@ def prediction(
             return None
     chances, curve = read_chances(given), CostCurve.make(settings.curve)
     draft_cost = measured_draft_cost(settings.curve) if settings.draft_cost is None else settings.draft_cost
-    measured_rows = curve.rows[-1] if isinstance(settings.curve, str | Path) else float("inf")
+    measured_rows = curve.rows[-1] if isinstance(settings.curve, str | Path) else 0.0  # of a straight line, none was
     grid = []
     for batch in settings.batches:
         for nodes in settings.budgets:
@@ -110,11 +119,19 @@ def prediction(
     return {
         "acceptance": chances,
         "source": settings.acceptance if isinstance(settings.acceptance, str) else "given",
-        "curve": {"rows": curve.rows, "cost": curve.cost},
+        "curve": {"rows": curve.rows, "cost": curve.cost, "source": _source(settings.curve, directory)},
         "draft_cost": draft_cost,
         "grid": grid,
         "methods": compared,
     }
+
+
+def _source(curve: Curve, directory: Path | None) -> str:
+    """Where costs come from."""
+    if isinstance(curve, str | Path):
+        here = directory is not None and Path(curve) == directory / CURVE
+        return "measured by this run" if here else str(curve)
+    return "given: rows are free" if not curve else f"given: {curve:g} a row, a straight line that nobody measured here"
 
 
 def _names(method: Method) -> tuple[str, ...]:
@@ -165,4 +182,6 @@ def words(row: Json) -> str:
     start = f"predicted {expected['speedup']:.2f}x, measured {measured['speedup']:.2f}x"
     start += ", whose 95 % interval holds the prediction" if held and parted else ""
     start += "" if parted else ", by errors that cancel"
-    return f"{row['method']}: {start}. Off: {'; '.join(said[name] for name in row['off'])}."
+    first, *others = (said[name] for name in row["off"])
+    also = f" [and as much: {'; '.join(others)}]" if others else ""
+    return f"{row['method']}: {start}. Off: {first}{also}."

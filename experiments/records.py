@@ -35,6 +35,7 @@ class Records:
 
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
         self._requests, self._steps = directory / "requests.jsonl", directory / "steps.jsonl"
         self.finished: dict[Key, Row] = {key_of(row): row for row in read_lines(self._requests)}
         self.resumed = len(self.finished)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from specdec.experiments.leaderboard import is_compared, show_leaderboard, write
 from specdec.experiments.load.command import run_load
 from specdec.experiments.machine_file import Machine
 from specdec.experiments.measure import measure, plan, warm_up
+from specdec.experiments.measured_curve import with_measured_curve
 from specdec.experiments.predict import prediction
 from specdec.experiments.prediction_shown import show_prediction
 from specdec.experiments.records import Records, write_lines, write_text
@@ -104,6 +105,10 @@ def _write(
         shown = next(method for method in reversed(config.methods) if not method.is_again and method.backend is None)
         display.show_stream(console, bench, shown, questions.items[0].turns[0], config.stream)
     tracker.start(directory, config.name, raw)
+    if config.predict:
+        prompts, tokens = [question.turns[0] for question in questions.items], config.measure.max_new_tokens
+        measured = with_measured_curve(config.predict, bench, config.methods, prompts, tokens, directory)
+        config = replace(config, predict=measured)
     total = _measure(config, bench, questions, records, tracker, console)
     for file in trace_run(config, bench, questions.items[0], records, directory) if config.trace else []:
         console.print(f"Trace: {file}", highlight=False, soft_wrap=True)
@@ -138,9 +143,8 @@ def _write(
 def _add_step_times(summary: dict[str, Any], file: Path) -> None:
     found = step_times(file)
     for entry in summary["methods"]:
-        if entry["name"] in found:
-            entry["metrics"]["step_time"] = found[entry["name"]]
-    summary["definitions"] |= DEFINITIONS if found else {}
+        entry["metrics"]["step_time"] = without_nan(found.get(entry["name"]) or metrics.quantiles([]))
+    summary["definitions"] |= DEFINITIONS
 
 
 def _measure(
@@ -198,7 +202,8 @@ def _summary(
     notes += [f"{m.name}: {m.draft.note}" for m in config.methods if m.draft and m.draft.note]
     seed, allowed = config.measure.seed, config.allow_targets
     methods = summarise(config.methods, rows, bench.cost, bandwidth, allowed, seed, held)
-    expected = prediction(config.predict, config.methods, bench.shapes, methods, rows) if config.predict else None
+    predicted = (config.methods, bench.shapes, methods, rows, records.directory)
+    expected = prediction(config.predict, *predicted) if config.predict else None
     if config.predict and expected is None:
         notes.append(
             f"predict: {config.predict.acceptance} has drafted nothing, so that nothing can be predicted by it"

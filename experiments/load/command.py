@@ -20,13 +20,15 @@ from specdec.experiments.config import RunConfig
 from specdec.experiments.data import Questions
 from specdec.experiments.folder_lock import only_writer
 from specdec.experiments.load.measure import Load
-from specdec.experiments.load.methods import MEASURE, by_speculation, configured, with_curve, write_curve
+from specdec.experiments.load.methods import by_speculation, configured, with_curve
 from specdec.experiments.load.metrics import definitions
 from specdec.experiments.load.records import CellRecords
 from specdec.experiments.load.requests import make_requests
 from specdec.experiments.load.settings import SPECULATION, Settings
 from specdec.experiments.load.shown import flat, show_load, table
 from specdec.experiments.load.summary import cell_entries, method_entries, totals
+from specdec.experiments.machine_file import MEASURE
+from specdec.experiments.measured_curve import write_curve
 from specdec.experiments.methods import other_backend
 from specdec.experiments.records import Row, write_text
 from specdec.experiments.report import write_report

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from specdec import registry
-from specdec.experiments.bench.curve import step_costs
 from specdec.experiments.config import RunConfig
 from specdec.experiments.load.settings import SPECULATION, Settings
+from specdec.experiments.machine_file import MEASURE
 from specdec.experiments.methods import NO_DRAFTER, Method, Spec
-from specdec.experiments.records import write_text
-from specdec.experiments.workbench import Bench
 
-CURVE = "curve.json"
-MEASURE = "measure"
 ADAPTIVE = "specdec.drafters.adaptive.Adaptive"
 
 
@@ -60,22 +55,3 @@ def by_speculation(config: RunConfig, settings: Settings) -> dict[str, Method]:
 def with_curve(method: Method, file: Path) -> Method:
     """The adaptive method, with a measured curve."""
     return replace(method, drafter={**method.drafter, "curve": str(file)})
-
-
-def write_curve(
-    bench: Bench, around: Method, texts: Sequence[Sequence[int]], context: int, seconds: float, directory: Path
-) -> Path:
-    """Measure what `around`'s drafter and steps of the target cost on this machine, as `specdec bench curve` does;
-    a curve that is there is left as it is.
-
-    Args:
-        texts: token ids; each is repeated up to the context.
-        context: committed tokens.
-        seconds: of timing.
-    """
-    file = directory / CURVE
-    if not file.exists():
-        long = [(list(ids) * (-(-context // len(ids))))[:context] for ids in texts]
-        found = step_costs(bench.model, 1, context, seconds, bench.make(around), long)
-        write_text(file, json.dumps(found, indent=1) + "\n")
-    return file

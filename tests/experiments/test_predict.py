@@ -117,6 +117,11 @@ def test_words() -> None:
     row["measured"] |= {"speedup": 1.3}
     assert "measured 1.30x, by errors that cancel." in words(row)
     assert not words(row | {"off": []})
+    told = words(row | {"off": [VERIFY, LENGTH]})
+    assert told.endswith(
+        "Off: verify cost (predicted 1.25, measured 1.25 plain steps) [and as much: accepted length (predicted 2.00, "
+        "measured 1.50)]."
+    )
 
 
 def test_a_run_says_what_it_predicted(specdec_run: Any, draft: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +157,32 @@ def test_a_run_says_what_it_predicted(specdec_run: Any, draft: Any, capsys: pyte
     assert "Predicted/measured" in shown.out
 
 
+def test_a_run_measures_its_own_curve(specdec_run: Any, draft: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once; and the page says so."""
+    predict = "predict={acceptance: [0.5], curve: measure, curve_seconds: 0.05, budgets: [2, 4, 64], batches: [1, 4]}"
+    given = ["drafter=draft_model", f"drafter.model.name={draft}", "tree=chain", "data.limit=1", predict]
+    code, directory = specdec_run(*given)
+    assert code == 0, capsys.readouterr().err
+    measured = json.loads((directory / "curve.json").read_text())
+    found = json.loads((directory / "summary.json").read_text())["prediction"]
+    assert found["curve"] == {"rows": measured["nodes"], "cost": measured["cost"], "source": "measured by this run"}
+    assert found["draft_cost"] == measured["draft_cost"] > 0
+    beyond = {(row["batch"], row["nodes"]) for row in found["grid"] if row["extrapolated"]}
+    assert {(4, 64)} >= beyond
+    assert "costs of rows measured by this run" in Page(directory / "report.html").text
+    (directory / "summary.json").unlink()
+    assert specdec_run(*given)[0] == 0
+    assert json.loads((directory / "curve.json").read_text()) == measured
+
+
+def test_a_curve_that_nobody_measured_is_extrapolated_everywhere() -> None:
+    settings = Settings(acceptance=[0.5], curve=0.02, budgets=(2,), batches=(1,))
+    found = prediction(settings, [], {}, [], [])
+    assert found is not None
+    assert [row["extrapolated"] for row in found["grid"]] == [True]
+    assert found["curve"]["source"].startswith("given: 0.02 a row")
+
+
 def test_cells_of_a_grid_share_a_vector(specdec_run: Any, capsys: Any) -> None:
     """It is named without the cell."""
     predict = "predict={acceptance: recycling, curve: 0.02, budgets: [2], batches: [1]}"
@@ -176,6 +207,7 @@ def test_nothing_can_be_predicted_by_what_drafted_nothing() -> None:
         ("{curve: 0.1}", "predict.acceptance has no value; give chances, a file, or a method of the run: ngram"),
         ("{acceptance: nowhere.json}", "acceptance 'nowhere.json' cannot be read"),
         ("{acceptance: [0.5], curve: -1}", "a row's cost is -1"),
+        ("{acceptance: [0.5], curve: measure, curve_seconds: 0}", "predict.curve_seconds is 0; expected a number"),
         ("{acceptance: [0.5], budgets: [1, 4]}", "predict.budgets is 1; expected a whole number of at least 2"),
         ("{acceptance: [0.5], batches: 3}", "predict.batches is 3; expected a list"),
         ("{acceptance: [0.5], budget: [2]}", "unknown setting of predict 'budget'"),

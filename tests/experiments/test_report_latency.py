@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from specdec.experiments import measure
 from specdec.experiments.leaderboard import by_category, numbers
 from specdec.experiments.lossless import Check
 from specdec.experiments.report.acceptance import acceptance_figures
@@ -128,7 +127,7 @@ def test_panels_of_many_methods_are_folded_and_their_numbers_kept(specdec_run) -
 
 def test_all_texts_that_part_are_in_one_table(specdec_run, monkeypatch) -> None:
     different = Check(True, equal=False, position=0, gap=1.0, tie=False)
-    monkeypatch.setattr(measure.lossless, "compare", lambda *_: different)
+    monkeypatch.setattr("specdec.experiments.measure.lossless.compare", lambda *_: different)
     code, directory = specdec_run("drafter=ngram", "+methods.suffix.drafter=suffix", "measure.repeats=3")
     assert code == 3
     page = render(read_run(directory))

@@ -57,6 +57,7 @@ def small(target: Path, draft: Path, tmp_path_factory: pytest.TempPathFactory) -
         drafters |= {f"{n}.drafter": d["drafter"] for n, d in drafters.items() if isinstance(d.get("drafter"), dict)}
         given = [(n, k, part(d, k)) for n, d in drafters.items() for k in ("head", "path", "skip", "model") if k in d]
         cells = ["grid=[{batch: [1, 3]}]"] if config["grid"] else []  # there are three questions
+        cells += ["predict.curve_seconds=0.05"] if config["predict"] else []
         return [f"{n}.{k}{'.name' if k == 'model' else ''}={value}" for n, k, value in given] + cells
 
     return overrides
