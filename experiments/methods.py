@@ -104,7 +104,7 @@ def make_methods(raw: Mapping[str, Any], allowed: tuple[str, ...], noise: bool =
         for m in methods:
             if (m.sampling, m.batch, m.context) == (sampling, batch, context) and not m.is_plain:
                 ordered.append(replace(m, baseline=name))
-        if noise:
+        if noise and any(m.baseline == name for m in ordered):  # else there is no speed-up
             again = f"{name}_again"
             if any(m.name == again for m in methods):
                 raise ValueError(f"methods.{again}: measure.noise=true needs this name; call the method something else")

@@ -126,7 +126,7 @@ def _write(
     if board is not None:
         show_leaderboard(console, summary)
         console.print(f"Leaderboard: {board}", highlight=False, soft_wrap=True)
-    elif says_more(summary):
+    if says_more(summary):
         show_acceptance(console, summary)
         console.print(f"For tree=sequoia: {vectors / 'METHOD.json'}", highlight=False, soft_wrap=True)
     if summary["prediction"]:

@@ -193,6 +193,17 @@ def test_repeats_and_what_comes_before_teach_drafters_nothing(specdec_run, tmp_p
     assert all(found == lengths["cold", 0] for found in lengths.values())
 
 
+def test_noise_is_measured_wherever_there_is_a_speed_up(specdec_run):
+    """By default; not where nothing is compared, and then it is not said to be missing."""
+    with hydra.initialize_config_module("specdec.conf", version_base="1.3"):
+        default = OmegaConf.to_container(hydra.compose("run").measure)
+        loaded = OmegaConf.to_container(hydra.compose("run", ["experiment=load"]).measure)
+    assert (default["noise"], loaded["noise"]) == (True, False)
+    code, directory = specdec_run("drafter=none", "measure.noise=true", "data.limit=1")
+    assert code == 0
+    assert [row["method"] for row in read_rows(directory / "requests.jsonl")] == ["none"]
+
+
 def test_a_conversation_goes_on_with_the_answer(specdec_run, target):
     code, directory = specdec_run("drafter=ngram")
     assert code == 0
@@ -289,6 +300,7 @@ def test_a_killed_run_goes_on(target, questions, tmp_path):
         f"target.name={target}",
         f"data.path={questions}",
         "measure.repeats=40",
+        "measure.noise=false",
         f"hydra.run.dir={tmp_path / 'killed'}",
     ]
     command = [sys.executable, "-m", "specdec.experiments.cli", "run"]
@@ -415,4 +427,4 @@ def test_synthetic_drafts_are_right_by_the_baselines_text_and_shown_as_synthetic
     assert entry["speedup"]["label"] == "synthetic"
     assert entry["metrics"]["mean_accepted_length_pooled"] > 3
     assert entry["lossless"]["verdict"].startswith("yes")
-    assert "(synthetic)" in capsys.readouterr().out
+    assert "(synthetic, noise not measured)" in " ".join(capsys.readouterr().out.split())

@@ -31,7 +31,13 @@ LENGTHS = "drafter.length=2,0,3"  # the second is refused
 @pytest.fixture
 def own(target: Path, questions: Path) -> list[str]:
     """A sweep's settings, but for what it goes through."""
-    short = ["measure.max_new_tokens=4", "measure.warmup_tokens=0", "data.limit=1", "tracker=noop"]
+    short = [
+        "measure.max_new_tokens=4",
+        "measure.warmup_tokens=0",
+        "data.limit=1",
+        "tracker=noop",
+        "measure.noise=false",
+    ]
     return [f"target.name={target}", f"data.path={questions}", *short, "hydra.sweep.dir=sweep"]
 
 
