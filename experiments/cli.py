@@ -101,9 +101,10 @@ def _repeat(arguments: list[str]) -> tuple[list[str], bool]:
     from rich.console import Console
 
     from specdec.experiments.repeat import repeat
+    from specdec.experiments.sweep import unequal
 
     summary, reproduced = repeat(arguments, Console(highlight=False))
-    return [m["name"] for m in summary["methods"] if m["lossless"]["verdict"] == "no"], reproduced
+    return unequal(summary), reproduced
 
 
 def _train(arguments: list[str]) -> int:

@@ -95,10 +95,10 @@ def leaderboard(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]
         rows.append(
             [
                 entry["name"],
-                _number(found["mean_accepted_length_pooled"], ".2f"),
-                _number(found["tokens_per_second"], ".0f"),
+                number(found["mean_accepted_length_pooled"], ".2f"),
+                number(found["tokens_per_second"], ".0f"),
                 _speedup(entry["speedup"]),
-                *[_number(share, ".0%") for share in shares],
+                *[number(share, ".0%") for share in shares],
                 entry["lossless"]["verdict"],
             ]
         )
@@ -146,8 +146,9 @@ def show_notes(console: Console, notes: Sequence[str]) -> None:
         console.print(f"note: {note}", style="yellow", highlight=False)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def number(value: float | None, form: str, times: float = 1) -> str:
+    """In this form; a dash where there is none."""
+    return "-" if value is None else format(value * times, form)
 
 
 def _speedup(found: Mapping[str, Any] | None) -> str:

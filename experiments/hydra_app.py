@@ -101,7 +101,7 @@ def _once(app: Hydra, command: str, overrides: list[str]) -> Outcome:
     def job(composed: DictConfig) -> None:
         summary = _job(TASKS[command], composed, command, folder)
         if command == "run" and summary:
-            unequal.extend(m["name"] for m in summary["methods"] if m["lossless"]["verdict"] == "no")
+            unequal.extend(sweep.unequal(summary))
 
     app.run(command, job, [*overrides, "hydra.run.dir=."])
     return Outcome(tuple(unequal))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from specdec.experiments.display import folded
+from specdec.experiments.display import folded, number
 from specdec.experiments.machine_noise import AGAIN, BEST_OF_MANY, is_again, is_faster, is_none, noise_words, percent
 from specdec.experiments.records import write_text
 
@@ -122,7 +122,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines += [f"{sentence}\n" for sentence in recommendations(summary)]
     lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for entry in summary["methods"]:
-        shares = [_number(entry["metrics"]["phase_share"].get(phase), ".0f", 100) for phase in PHASES]
+        shares = [number(entry["metrics"]["phase_share"].get(phase), ".0f", 100) for phase in PHASES]
         cells = [_cell(part_of(entry, name)) for name in names]
         lines.append(f"| {' | '.join([entry['name'], *cells, '/'.join(shares), entry['lossless']['verdict']])} |")
     lines += [
@@ -170,11 +170,11 @@ def show_leaderboard(console: Console, summary: Mapping[str, Any]) -> None:
 def _short_cell(part: Part | None) -> Text:
     if part is None:
         return Text("-")
-    found, accepted = part["speedup"], _number(part["metrics"]["mean_accepted_length_pooled"], ".2f")
+    found, accepted = part["speedup"], number(part["metrics"]["mean_accepted_length_pooled"], ".2f")
     if found is None:
         return Text(f"1\n{accepted}")
     faster = is_faster(found)
-    ratio = f"{'~' * is_none(found)}{_number(found['ratio'], '.2f')}{'*' * faster}"
+    ratio = f"{'~' * is_none(found)}{number(found['ratio'], '.2f')}{'*' * faster}"
     label = found["label"] if found["label"] != AGAIN else ""
     return Text.assemble((ratio, "bold" if faster else ""), f"\n{accepted}", f"\n{label}" * bool(label))
 
@@ -182,7 +182,7 @@ def _short_cell(part: Part | None) -> Text:
 def _cell(part: Part | None) -> str:
     if part is None:
         return "-"
-    accepted = _number(part["metrics"]["mean_accepted_length_pooled"], ".2f")
+    accepted = number(part["metrics"]["mean_accepted_length_pooled"], ".2f")
     found = part["speedup"]
     if found is None or found["ratio"] is None:
         return f"{'1.00x' if found is None else '-'}<br>{accepted} accepted"
@@ -190,7 +190,3 @@ def _cell(part: Part | None) -> str:
     interval = f" [{found['low']:.2f}, {found['high']:.2f}]" if found["low"] is not None else ""
     words = ", ".join(word for word in (found["label"], noise_words(found)) if word)
     return f"{ratio}{interval}<br>{words}<br>{accepted} accepted"
-
-
-def _number(value: float | None, form: str, times: float = 1) -> str:
-    return "-" if value is None else format(value * times, form)

@@ -176,6 +176,11 @@ def speedup_of(summary: dict[str, Any]) -> float | None:
     return ratios[-1] if ratios else None
 
 
+def unequal(summary: dict[str, Any]) -> list[str]:
+    """Methods whose losslessness check failed."""
+    return [entry["name"] for entry in summary["methods"] if entry["lossless"]["verdict"] == "no"]
+
+
 def cells(folder: Path, planned: Sequence[Sequence[str]]) -> list[Cell]:
     """All cells: those that are planned, in their order, then what else is in the folder."""
     names = {name_of(overrides): list(overrides) for overrides in planned}
@@ -193,8 +198,8 @@ def _look(folder: Path, overrides: list[str]) -> Cell:
     summary = finished(folder)
     if summary is None:
         return Cell(folder.name, overrides, BEGUN if (folder / OVERRIDES).exists() else WAITING)
-    unequal = tuple(entry["name"] for entry in summary["methods"] if entry["lossless"]["verdict"] == "no")
-    return Cell(folder.name, overrides, DONE if summary["complete"] else LIMITED, None, speedup_of(summary), unequal)
+    status = DONE if summary["complete"] else LIMITED
+    return Cell(folder.name, overrides, status, None, speedup_of(summary), tuple(unequal(summary)))
 
 
 def write_table(folder: Path, rows: Sequence[Cell]) -> None:
