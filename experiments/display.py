@@ -119,7 +119,7 @@ def show_table(console: Console, summary: Mapping[str, Any]) -> None:
     for method, accepted, _, speedup, *shares, lossless in leaderboard(summary)[1]:
         bad = lossless in ("no", "not lossless")
         joined = "/".join(share.rstrip("%") for share in shares)
-        speedup = speedup.replace(" (", "\n(")
+        speedup = speedup.replace(" (", "\n(").replace(", noise", ",\nnoise")
         table.add_row(folded(method), accepted, speedup, joined, lossless, style="red" if bad else "")
     console.print(table)
     console.print(

@@ -265,8 +265,8 @@ def test_text(decoder: SpeculativeDecoder) -> None:
         decoder.generate_many(["the"], slots=0)
     with pytest.raises(ValueError, match="a prompt is 7; expected a string, or a chat"):
         decoder.generate([7])  # type: ignore[arg-type]
-    (result,) = decoder.generate_many([None])  # type: ignore[list-item]
-    assert "a prompt is None; expected a string, or a chat" in str(result.error)
+    (result,) = decoder.generate_many([7.5])  # type: ignore[list-item]
+    assert "a prompt is 7.5; expected a string, or a chat" in str(result.error)
 
 
 def test_what_is_wrong_with_one_of_many(decoder: SpeculativeDecoder) -> None:
