@@ -68,3 +68,12 @@ def test_the_table_of_drafters_is_what_was_measured() -> None:
             accepted = f"{method['mean_accepted_length_pooled']:.2f}"
             cells += [accepted, f"{found['ratio']:.2f}x [{found['low']:.2f}, {found['high']:.2f}]"]
         assert f"| `{name}` | {' | '.join(cells)} |" in page
+
+
+def test_the_table_of_serving_is_what_was_measured() -> None:
+    turns = json.loads((RESULTS / "serving.json").read_text())["by_turns"]
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    for row in turns["ratios"]:
+        assert f"| {row['way']} | {row['over']} | {row['ratio']:.2f}x [{row['low']:.2f}, {row['high']:.2f}] |" in page
+    ours = [found for name, found in turns["texts"].items() if name not in ("transformers", "vLLM")]
+    assert all(found["different"] == 0 for found in ours)
