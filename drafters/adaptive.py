@@ -123,9 +123,16 @@ class Adaptive:
         self.allowance, self.decay = allowance, decay
         self._remember, self._together = remember, Past(TOGETHER_DECAY)
         self._levels = self._unknown_levels()
+        # Under own noise nothing is learnt from others, so that levels are the most that nodes can lie in.
+        deepest = drafter.policy.depth if self._by_level else 1
+        self._most_levels = [self._levels[0], *(min(node, deepest) for node in range(1, self.needs.max_nodes))]
 
     def _unknown_levels(self) -> list[int]:
         return [0 if self._takes_levels else 1, *[1] * (self.needs.max_nodes - 1)]
+
+    def _levels_of(self, state: State) -> list[int]:
+        """By number of nodes, levels that have to be drafted for them."""
+        return state.levels if state.shared else self._most_levels
 
     @property
     def drafter(self) -> Drafter:
@@ -168,7 +175,7 @@ class Adaptive:
     def propose(self, state: State, roots: Tensor, noise: DraftNoise) -> TokenTree:
         """The first nodes of the drafter's trees."""
         state.shared = noise.shared
-        sizes = self._sizes(state)
+        sizes = self._sizes(state, [slot for slot, root in enumerate(roots.tolist()) if root >= 0])
         state.beside = 0
         largest = max(sizes)
         tree = self._draft(state, roots, noise, largest)
@@ -182,17 +189,17 @@ class Adaptive:
         found: dict[str, TokenTree] = getattr(self.drafter, "proposals", lambda _: {})(state.inner)
         return found
 
-    def _sizes(self, state: State) -> list[int]:
-        """Of every slot's tree, on the host."""
+    def _sizes(self, state: State, live: list[int]) -> list[int]:
+        """Of every slot's tree, on the host. Who has ended since the last step is not `live`."""
         sizes = [1] * state.capacity
-        live = sorted(state.slots)
+        levels = self._levels_of(state)
         for group in [live] * bool(live) if state.shared else [[slot] for slot in live]:
             rights = [state.slots[slot].right for slot in group]
             if state.shared:
-                chosen = budget(rights, state.together, state.levels, self.cost, self.allowance, 1, state.beside)
+                chosen = budget(rights, state.together, levels, self.cost, self.allowance, 1, state.beside)
             else:
                 past = state.slots[group[0]].past
-                chosen = budget(rights, past, state.levels, self.cost, self.allowance, state.capacity)
+                chosen = budget(rights, past, levels, self.cost, self.allowance, state.capacity)
             for slot, size in zip(group, chosen, strict=True):
                 sizes[slot] = size
         return sizes
@@ -200,7 +207,7 @@ class Adaptive:
     def _draft(self, state: State, roots: Tensor, noise: DraftNoise, largest: int) -> TokenTree:
         if not self._takes_levels:
             return self.drafter.propose(state.inner, roots, noise)
-        levels = None if largest == self.needs.max_nodes else state.levels[largest - 1]
+        levels = None if largest == self.needs.max_nodes else self._levels_of(state)[largest - 1]
         inner: Any = self.drafter
         tree: TokenTree = inner.propose(state.inner, roots, noise, levels=levels)
         if levels is None and self._by_level:

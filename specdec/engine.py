@@ -128,7 +128,6 @@ class Engine:
             pool.slots,
             needs.room,
             rows=pool.rows or ROWS.get(device.type, ROWS["cuda"]),
-            tree_rows=1,  # of its root: prompts are read as beside plain decoding, and drafts come on top
             late=steps_late(device) * needs.max_nodes,
             sharing=pool.sharing and not needs.hidden_layers,  # what is not read has no hidden states
             width=run.target.cache.block_table.shape[1] if device.type == "cpu" else 0,  # read in place, see TreeCache
@@ -142,6 +141,7 @@ class Engine:
                 except StopIteration:
                     return
         finally:
+            serving.taken_over = self._latest is not mine
             ended.close()
             if self._latest is mine and not self._captures:
                 self.target.close()

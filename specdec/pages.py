@@ -48,10 +48,14 @@ class PagePool:
         pages: how many.
         size: tokens of a page.
         first: number of the first one.
+
+    Attributes:
+        changes: how often a page has changed hands, or become known.
     """
 
     def __init__(self, pages: int, size: int, first: int = 0):
         self.size, self.pages, self.first = size, pages, first
+        self.changes = 0
         self._free = dict.fromkeys(range(first + pages - 1, first - 1, -1))  # the last one is given first
         self._idle: OrderedDict[int, None] = OrderedDict()  # the one that was let go first is evicted first
         self._holders: dict[int, int] = {}
@@ -95,6 +99,7 @@ class PagePool:
         else:
             raise IndexError(f"all {self.pages} pages are held")
         self._holders[page] = 1
+        self.changes += 1
         return page
 
     def hold(self, page: int) -> None:
@@ -103,6 +108,7 @@ class PagePool:
             raise ValueError(f"page {page} is not full; only what is never written again can be shared")
         self._idle.pop(page, None)
         self._holders[page] = self._holders.get(page, 0) + 1
+        self.changes += 1
 
     def drop(self, pages: Iterable[int]) -> None:
         """One holder less of every page: in the order of the text, whose end is evicted before its beginning.
@@ -114,6 +120,7 @@ class PagePool:
             count = self._holders.get(page, 0) - 1
             if count < 0:
                 raise ValueError(f"page {page} was dropped more often than it was taken")
+            self.changes += 1
             if count:
                 self._holders[page] = count
                 continue
@@ -128,6 +135,7 @@ class PagePool:
         page has the same, that one stays known."""
         key = chain(parent, tokens)
         if key not in self._by_key and page not in self._known:
+            self.changes += 1
             self._known[page] = _Known(key, parent, list(tokens))
             self._by_key[key] = page
             self._following.setdefault((parent, tokens[0]), {})[page] = None

@@ -64,8 +64,7 @@ class Scheduler(Generic[AnyJob]):
         slots: how many.
         room: places behind a text that a step may write to.
         late: places more that it may write to before the host knows how far it has come.
-        rows: of one forward pass, at most, with `tree_rows` for every tree, however many it has; trees always run.
-        tree_rows: that chunks leave free for a tree.
+        rows: of one forward pass, at most, drafts not counted; the roots of trees always run.
         sharing: whether texts share pages with the same beginning.
         width: pages of a slot that are to lie side by side where that can be, for readers that gain by it; 0 where none
             does, and what is known of pages is kept for as long as it can be.
@@ -78,17 +77,16 @@ class Scheduler(Generic[AnyJob]):
         room: int,
         *,
         rows: int,
-        tree_rows: int,
         late: int = 0,
         sharing: bool = True,
         width: int = 0,
     ):
         self.pool, self.room, self.late, self.width = pool, room, late, width
-        self.rows, self.tree_rows, self.sharing = rows, tree_rows, sharing
+        self.rows, self.sharing = rows, sharing
         self.waiting: deque[AnyJob] = deque()
         self.running: list[AnyJob] = []  # in the order in which they were admitted
-        self._slots = list(range(slots - 1, -1, -1))
-        self._refused: tuple[AnyJob, int] | None = None  # who was not admitted, with how many pages available
+        self._slots = deque(range(slots))  # the one that was left first is entered first: its pages stay known longest
+        self._refused: tuple[AnyJob, int] | None = None  # who was not admitted, at which of the pool's changes
 
     @property
     def free_slots(self) -> int:
@@ -110,7 +108,7 @@ class Scheduler(Generic[AnyJob]):
     def admit(self) -> AnyJob | None:
         """The first that waits enters a slot, if there are one and pages enough; beside others, with one to spare for
         each of them that will want more."""
-        if not self.waiting or not self._slots or self._refused == (self.waiting[0], self.pool.available):
+        if not self.waiting or not self._slots or self._refused == (self.waiting[0], self.pool.changes):
             return None
         job = self.waiting[0]
         job.goal = len(job.ids) - 1
@@ -122,7 +120,7 @@ class Scheduler(Generic[AnyJob]):
         growing = sum(len(other.pages) < self._most_pages(other) for other in self.running)
         if need + growing > self.pool.available:
             self.pool.drop(pages)
-            self._refused = job, self.pool.available
+            self._refused = job, self.pool.changes
             return None
         job.pages, job.keys = list(pages), list(match.keys) if match else []
         job.expected = self.pool.keys(job.ids[: job.goal - 1]) if match else []
@@ -132,7 +130,7 @@ class Scheduler(Generic[AnyJob]):
             if need > self.pool.available:  # it is not worth another page
                 self.pool.drop([partial])
                 copied = 0
-        job.slot = self._slots.pop()
+        job.slot = self._slots.popleft()
         for _ in range(need):
             self._grow(job)
         job.copy = None
@@ -212,7 +210,7 @@ class Scheduler(Generic[AnyJob]):
         """What is read at the next step: jobs, the first admitted first, and how many tokens of each. Who would begin a
         page that another job is about to read waits for it."""
         trees = sum(not job.reading for job in self.running)
-        left = max(self.rows - trees * self.tree_rows, LEAST_ROWS)
+        left = max(self.rows - trees, LEAST_ROWS)
         chosen = []
         coming: set[bytes] = set()
         for job in self.running:

@@ -52,6 +52,7 @@ class Serving(Decoding):
 
     Attributes:
         ended: requests that have ended, and have not been handed out.
+        taken_over: the slots and their KV are another run's by now: nothing of them may be touched.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Serving(Decoding):
         super().__init__(run, stats)
         self.scheduler, self.keep, self.cancelled, self.watch = scheduler, keep, cancelled, watch
         self.ended: list[Generation] = []
+        self.taken_over = False
         self._requests, self._more, self._arrived = requests, True, 0
         self._jobs: dict[int, Served] = {}
         run.sampler.failures = {}
@@ -124,7 +126,8 @@ class Serving(Decoding):
         """Let go of everything, whatever was not finished."""
         for job in list(self._jobs.values()):
             self._stop(job, CancelledError("nobody waits for this request any more"))
-        self.run.sampler.failures = None
+        if not self.taken_over:
+            self.run.sampler.failures = None
 
     def _reserve(self) -> None:
         """Pages for the next step. Who loses his own has to have all that was decided for him."""
@@ -268,7 +271,7 @@ class Serving(Decoding):
 
     def _stop(self, job: Served, error: Exception) -> None:
         """Wherever it is."""
-        if job.slot >= 0:
+        if job.slot >= 0 and not self.taken_over:
             self._empty(job.slot)
         self._end(job.generation, error)
 

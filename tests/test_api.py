@@ -386,6 +386,25 @@ def test_two_streams_of_one_decoder_at_once_are_refused(decoder: SpeculativeDeco
     assert start + "".join(second) == decoder.generate("the cat", max_new_tokens=40).text
 
 
+@pytest.mark.parametrize("end", ["next", "close", "drop"])
+def test_a_run_in_flight_that_was_left_touches_nothing_of_the_next_one(decoder: SpeculativeDecoder, end: str) -> None:
+    prompts = ["the cat", "a", "the dog ran to the other mat", "the mat"]
+    asked = [TextRequest(prompt, max_new_tokens=30) for prompt in prompts]
+    expected = decoder.generate(prompts, max_new_tokens=30).text
+    first = decoder.generate_many([TextRequest("a", max_new_tokens=2), *asked], slots=4, max_length=60)
+    next(first)
+    second = decoder.generate_many([TextRequest("a", max_new_tokens=2), *asked], slots=4, max_length=60)
+    next(second)
+    if end == "next":
+        with pytest.raises(RuntimeError, match="begun another text since"):
+            next(first)
+    elif end == "close":
+        first.close()
+    del first
+    found = {result.index: result.text for result in second}
+    assert [found[i] for i in range(1, 5)] == expected
+
+
 # Text
 
 

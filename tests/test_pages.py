@@ -83,7 +83,7 @@ def test_the_page_that_is_wanted_is_given_unless_somebody_holds_it() -> None:
 
 def test_the_pages_of_a_slot_lie_side_by_side() -> None:
     """Whoever comes and goes, as long as no page is shared."""
-    scheduler: Scheduler[Job] = Scheduler(PagePool(12, 2), 3, 2, rows=32, tree_rows=2, sharing=False, width=4)
+    scheduler: Scheduler[Job] = Scheduler(PagePool(12, 2), 3, 2, rows=32, sharing=False, width=4)
     draw = random.Random(3)
     for _ in range(60):
         while len(scheduler.waiting) < 3:
@@ -118,7 +118,7 @@ class Serving(RuleBasedStateMachine):
         self.random = random.Random(0)
         self.size, self.room = 3, 4
         self.pool = PagePool(14, self.size, first=1)
-        self.scheduler: Scheduler[Job] = Scheduler(self.pool, 4, self.room, rows=20, tree_rows=4, late=0, width=3)
+        self.scheduler: Scheduler[Job] = Scheduler(self.pool, 4, self.room, rows=20, late=0, width=3)
         self.jobs: list[Job] = []
         self.written: dict[int, tuple[int, ...]] = {}  # page -> all tokens up to its end, as committed
         self.arrivals: list[Job] = []
@@ -160,7 +160,7 @@ class Serving(RuleBasedStateMachine):
             self._look_at(job)
         chunks = scheduler.chunks()
         trees = sum(not job.reading for job in scheduler.running)
-        assert sum(count for _, count in chunks) <= max(20 - 4 * trees, 16)
+        assert sum(count for _, count in chunks) <= max(20 - trees, 16)
         assert bool(chunks) == any(job.reading for job in scheduler.running)
         reading = [job for job in scheduler.running if job.reading]
         chosen = [job for job, _ in chunks]
@@ -224,7 +224,7 @@ TestServing = Serving.TestCase
 def test_first_come_first_served_and_nobody_starves() -> None:
     """A large one at the head of the queue is waited for, though small ones behind it would fit."""
     pool = PagePool(10, 4)
-    scheduler: Scheduler[Job] = Scheduler(pool, 8, 4, rows=32, tree_rows=4)
+    scheduler: Scheduler[Job] = Scheduler(pool, 8, 4, rows=32)
     small, large, late = Job([1] * 20, 30), Job([2] * 24, 30), Job([3] * 2, 8)
     scheduler.waiting.extend([small, large, late])
     assert scheduler.admit() is small
@@ -238,7 +238,7 @@ def test_first_come_first_served_and_nobody_starves() -> None:
 def test_what_two_are_to_read_is_read_once() -> None:
     """Both come at once: the second waits while the first reads, takes its pages, and reads what is its own."""
     pool = PagePool(20, 4)
-    scheduler: Scheduler[Job] = Scheduler(pool, 3, 4, rows=7, tree_rows=4)
+    scheduler: Scheduler[Job] = Scheduler(pool, 3, 4, rows=7)
     first, second, other = Job([1] * 13, 20), Job([1] * 10 + [2] * 4, 20), Job([3] * 3, 20)
     scheduler.waiting.extend([first, second, other])
     while scheduler.admit():
@@ -258,9 +258,36 @@ def test_what_two_are_to_read_is_read_once() -> None:
     assert not any(job.reading for job in scheduler.running)
 
 
+def test_who_was_refused_is_asked_again_when_what_it_needs_is_known() -> None:
+    """Its beginning is read by another meanwhile: it needs fewer pages, though none more are free."""
+    pool = PagePool(8, 4)
+    scheduler: Scheduler[Job] = Scheduler(pool, 3, 4, rows=32)
+    first, same = Job([1] * 17, 18), Job([1] * 16 + [2], 18)
+    scheduler.waiting.extend([first, same])
+    assert scheduler.admit() is first
+    assert scheduler.admit() is None
+    (chunk,) = scheduler.chunks()
+    scheduler.committed(first, chunk[1])
+    assert scheduler.admit() is same
+    assert same.shared == 15  # three of them copied
+
+
+def test_slots_are_taken_in_turn() -> None:
+    """What is known of a slot's pages is kept for as long as there are others."""
+    scheduler: Scheduler[Job] = Scheduler(PagePool(12, 4), 3, 2, rows=32, width=4)
+    seen = []
+    for _ in range(4):
+        job = Job([1] * 3, 6)
+        scheduler.waiting.append(job)
+        assert scheduler.admit() is job
+        seen.append(job.slot)
+        scheduler.leave(job)
+    assert seen == [0, 1, 2, 0]
+
+
 def test_a_page_is_spared_for_those_alone_who_will_want_one() -> None:
     """Pages that hold a whole text: as many texts run as there are pages."""
-    scheduler: Scheduler[Job] = Scheduler(PagePool(3, 16), 3, 4, rows=32, tree_rows=4, sharing=False)
+    scheduler: Scheduler[Job] = Scheduler(PagePool(3, 16), 3, 4, rows=32, sharing=False)
     jobs = [Job([number] * 5, 12) for number in range(3)]
     scheduler.waiting.extend(jobs)
     assert [scheduler.admit() for _ in jobs] == jobs
@@ -268,7 +295,7 @@ def test_a_page_is_spared_for_those_alone_who_will_want_one() -> None:
 
 def test_the_first_admitted_is_never_preempted() -> None:
     pool = PagePool(6, 4)
-    scheduler: Scheduler[Job] = Scheduler(pool, 2, 4, rows=32, tree_rows=4, sharing=False)
+    scheduler: Scheduler[Job] = Scheduler(pool, 2, 4, rows=32, sharing=False)
     first, second = Job([1] * 5, 21), Job([2] * 5, 21)
     scheduler.waiting.extend([first, second])
     assert scheduler.fits(first)
@@ -289,6 +316,6 @@ def test_the_first_admitted_is_never_preempted() -> None:
 
 
 def test_what_is_larger_than_the_pool_does_not_fit() -> None:
-    scheduler: Scheduler[Job] = Scheduler(PagePool(4, 4), 2, 4, rows=32, tree_rows=4)
+    scheduler: Scheduler[Job] = Scheduler(PagePool(4, 4), 2, 4, rows=32)
     assert scheduler.fits(Job([1], 13))
     assert not scheduler.fits(Job([1], 14))

@@ -117,7 +117,6 @@ def begin(
         given.slots,
         needs.room,
         rows=given.rows,
-        tree_rows=1,
         late=given.late * needs.max_nodes,
         sharing=given.sharing and not needs.hidden_layers,
         width=run.target.cache.block_table.shape[1] if given.beside else 0,
