@@ -124,7 +124,8 @@ class Adaptive:
         self._remember, self._together = remember, Past(TOGETHER_DECAY)
         self._levels = self._unknown_levels()
         # Under own noise nothing is learnt from others, so that levels are the most that nodes can lie in.
-        deepest = drafter.policy.depth if self._by_level else 1
+        policy: Any = getattr(drafter, "policy", None)
+        deepest = policy.depth if self._by_level else 1
         self._most_levels = [self._levels[0], *(min(node, deepest) for node in range(1, self.needs.max_nodes))]
 
     def _unknown_levels(self) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import lcm
 from typing import Any
 
 from specdec import registry
@@ -104,12 +105,13 @@ def check_counts(places: Sequence[Place | None], questions: int) -> None:
     Raises:
         ValueError: some would not be.
     """
-    for place in places:
-        if place is not None and questions % place.batch:
-            raise ValueError(
-                f"grid: {questions} questions cannot be served {place.batch} at once without a smaller rest; give a "
-                f"multiple of {place.batch}, as in data.limit={max(questions // place.batch, 1) * place.batch}"
-            )
+    batches = {place.batch for place in places if place is not None}
+    if uneven := sorted(batch for batch in batches if questions % batch):
+        whole = lcm(*batches)
+        raise ValueError(
+            f"grid: {questions} questions cannot be served {uneven[0]} at once without a smaller rest; give a multiple "
+            f"of {whole}, as in data.limit={max(questions // whole, 1) * whole}, or another grid.batch"
+        )
 
 
 def check_contexts(places: Sequence[Place | None], room: int, new_tokens: int) -> None:

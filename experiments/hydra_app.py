@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from specdec.experiments import sweep
 from specdec.experiments.hydra_mistakes import explain
@@ -80,6 +81,8 @@ def launch(command: str, arguments: list[str]) -> Outcome:
                         outcome = _once(app, command, overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise ValueError(explain(error, command, arguments)) from error
+        except YAMLError as error:
+            raise ValueError(f"a yaml that was asked for is not valid yaml: {' '.join(str(error).split())}") from error
         finally:
             GlobalHydra.instance().clear()
     if len(_errors) > 1:

@@ -88,6 +88,8 @@ class SpeculativeDecoder:
                 loading.model_path(spec)
             else:
                 registry.check_spec(kind, spec, settings.get("allow_targets", ()))
+        if settings.get("tree") is not None:
+            registry.check_takes_tree(settings.get("drafter", "ngram"), settings.get("allow_targets", ()))
         tokenizer = loading.load_tokenizer(name, trust_remote_code)
         model = loading.load_model(name, device, dtype, trust_remote_code, quantize)
         return SpeculativeDecoder(model, tokenizer, **settings)
@@ -176,8 +178,8 @@ class SpeculativeDecoder:
         Raises:
             ValueError: slots, max_length, memory, page or rows are out of range, or there is no memory for a page.
         """
-        if isinstance(requests, str):
-            raise ValueError("generate_many takes several requests, got one string; give [prompt], or use generate")
+        if isinstance(requests, str | Mapping | TextRequest):
+            raise ValueError("generate_many takes several requests, got one; give a list of it, or use generate")
         keep = stats is not None
         pool = Pool(slots, max_length, memory, page, rows, sharing, keep, watch=watch)
         prompts: dict[int, object] = {}
@@ -232,7 +234,7 @@ class SpeculativeDecoder:
 
     def _encode(self, prompt: str | Chat | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
-            ids: list[int] = self.tokenizer(prompt)["input_ids"]
+            ids: list[int] = self.tokenizer(prompt, verbose=False)["input_ids"]  # what is too long is told below
         elif _is_ids(prompt):
             ids = [int(token) for token in prompt]
         elif not _is_chat(prompt):

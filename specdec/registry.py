@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -97,10 +98,14 @@ def check_takes_tree(drafter: object, allow_targets: Collection[str] = ()) -> No
 
 
 def yaml_name(kind: str, spec: Mapping[str, Any]) -> str:
-    """The first yaml with this mapping's `_target_`, or that one's last word."""
+    """The first yaml with this mapping's `_target_`, or that one's last word. A yaml that cannot be read is none: it is
+    somebody else's, perhaps half written."""
     target = spec.get("_target_")
-    found = [name for name in names(kind) if read_yaml(kind, name).get("_target_") == target]
-    return found[0] if found else str(target).rpartition(".")[2].lower()
+    for name in names(kind):
+        with suppress(ValueError):
+            if read_yaml(kind, name).get("_target_") == target:
+                return name
+    return str(target).rpartition(".")[2].lower()
 
 
 def instantiate(spec: Mapping[str, Any], allow_targets: Collection[str] = (), what: str = "config") -> Any:

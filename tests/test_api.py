@@ -541,8 +541,9 @@ def test_many_with_stops_and_processors_of_their_own(decoder: SpeculativeDecoder
 
 def test_many_of_nothing(decoder: SpeculativeDecoder) -> None:
     assert list(decoder.generate_many([])) == []
-    with pytest.raises(ValueError, match="got one string"):
-        decoder.generate_many("class A:")
+    for one in ("class A:", {"prompt": "class A:"}, TextRequest("class A:")):
+        with pytest.raises(ValueError, match="several requests, got one"):
+            decoder.generate_many(one)  # type: ignore[arg-type]
 
 
 def test_results_come_as_they_finish(decoder: SpeculativeDecoder) -> None:
@@ -695,8 +696,8 @@ def test_a_tokenizer_that_adds_bos(decoder: SpeculativeDecoder) -> None:
         def __init__(self, inner: PreTrainedTokenizerBase):
             self._inner = inner
 
-        def __call__(self, text: str) -> dict[str, list[int]]:
-            return {"input_ids": [1, *self._inner(text)["input_ids"]]}
+        def __call__(self, text: str, **settings: Any) -> dict[str, list[int]]:
+            return {"input_ids": [1, *self._inner(text, **settings)["input_ids"]]}
 
         def decode(self, *args: Any, **kwargs: Any) -> str:
             return self._inner.decode(*args, **kwargs)

@@ -62,6 +62,12 @@ def test_wrong_yamls(own_conf: Path, text: str, message: str) -> None:
         registry.build("drafter", "mine")
 
 
+def test_somebody_elses_half_written_yaml_stops_nobody(own_conf: Path) -> None:
+    (own_conf / "a_draft.yaml").write_text("_target_: [unclosed\n")
+    (own_conf / "mine.yaml").write_text("_target_: specdec.drafters.ngram.NGram\n")
+    assert registry.yaml_name("drafter", {"_target_": "specdec.drafters.ngram.NGram"}) == "mine"
+
+
 def test_a_yaml_cannot_make_python_objects(own_conf: Path) -> None:
     (own_conf / "mine.yaml").write_text("_target_: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(ValueError, match=r"mine\.yaml is not valid yaml"):

@@ -17,7 +17,7 @@ class Bigram:
     def start(self, state, slots, prompts, prefill):
         for slot, prompt in zip(slots, prompts):
             state["successors"][slot] = dict(zip(prompt, prompt[1:]))
-            state["last"][slot] = prompt[-1]
+            state["last"][slot] = prompt[-1] if prompt else None
 
     def propose(self, state, roots, noise):
         paths = []

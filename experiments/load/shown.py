@@ -92,7 +92,8 @@ def sentences(summary: Json) -> list[str]:
         worst = min(adaptive, key=lambda cell: cell["over_better"]["ratio"])
         other = worst["over_better"]["other"]
         said.append(
-            f"Adaptive against the better of off and on: {_at(worst, 'over_better')} at worst, where {other} is better."
+            f"Adaptive against the better of off and on: {_at(worst, 'over_better')} at worst, where the better one is "
+            f"{other}."
         )
     return said
 

@@ -66,7 +66,7 @@ def _winner(entry: Entry) -> str:
     low, high = found.get("low"), found.get("high")
     name, speed, plain = entry["name"], text.times(found["ratio"]), _baseline(entry)
     if found["ratio"] < 1:
-        start = f"No method is faster than {plain} here: {name}, the best, reaches {speed} its speed"
+        start = f"No method was shown to be faster than {plain} here: {name}, the best, reaches {speed} its speed"
     elif low is None:
         start = f"{name} decodes {speed} as fast as {plain} on a single prompt, which may be chance"
     elif low <= 1:

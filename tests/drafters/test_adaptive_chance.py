@@ -43,9 +43,9 @@ SETTINGS = {"temperature": 1.0}
 class Prying(Adaptive):
     """Every slot decides by its neighbour's past."""
 
-    def _sizes(self, state: State) -> list[int]:
+    def _sizes(self, state: State, live: list[int]) -> list[int]:
         slots = {slot: state.slots.get(slot ^ 1, account) for slot, account in state.slots.items()}
-        return super()._sizes(replace(state, slots=slots))
+        return super()._sizes(replace(state, slots=slots), live)
 
 
 @pytest.fixture(autouse=True)
