@@ -174,6 +174,7 @@ def test_sentences_name_the_worst_of_adaptive() -> None:
         "In flight against static batching, closed loop: at most 1.50× [1.40, 1.60] the tokens per second (8 at once, "
         "speculation on).",
         "Speculation on against off: 2.00× [1.90, 2.10] (1 at once) at best, 0.80× [0.70, 0.90] (8 at once) at worst.",
-        "Adaptive against the better of off and on: 0.98× [0.88, 1.08] (8 at once) at worst, where the better one is off.",
+        "Adaptive against the better of off and on: 0.98× [0.88, 1.08] (8 at once) at worst, where the better one is "
+        "off.",
     ]
     assert sentences({"load": {"cells": []}}) == []
