@@ -79,3 +79,12 @@ def test_the_table_of_serving_is_what_was_measured() -> None:
         assert f"| {row['way']} | {row['over']} | {row['ratio']:.2f}x [{row['low']:.2f}, {row['high']:.2f}] |" in page
     ours = [found for name, found in turns["texts"].items() if name not in ("transformers", "vLLM")]
     assert all(found["different"] == 0 for found in ours)
+
+
+def test_the_table_of_other_engines_is_what_was_measured() -> None:
+    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    for pair in json.loads((RESULTS / "peers.json").read_text())["pairs"]:
+        found, accepted = pair["tokens_per_second_ratio"], "{:.2f}, {:.2f}".format(*pair["mean_accepted_length"])
+        ratio = f"{found['ratio']:.2f}x [{found['low']:.2f}, {found['high']:.2f}]"
+        assert pair["lossless"].startswith("yes")
+        assert f"| `{pair['drafter']}` | {pair['over']} | {ratio} | {accepted} |" in page
