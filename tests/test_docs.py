@@ -88,3 +88,9 @@ def test_the_table_of_other_engines_is_what_was_measured() -> None:
         ratio = f"{found['ratio']:.2f}x [{found['low']:.2f}, {found['high']:.2f}]"
         assert pair["lossless"].startswith("yes")
         assert f"| `{pair['drafter']}` | {pair['over']} | {ratio} | {accepted} |" in page
+
+
+def test_what_a_second_worker_is_worth_is_what_was_measured() -> None:
+    found = json.loads((RESULTS / "sweep.json").read_text())["ratio"]
+    said = f"took {found['median']:.2f} times less time than on one\n[{found['least']:.2f}, {found['most']:.2f}]"
+    assert said in (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
