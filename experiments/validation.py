@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from specdec import loading, registry
@@ -21,6 +21,30 @@ def check_keys(given: object, known: set[str], what: str) -> None:
     for key in given:
         if key not in known:
             raise registry.unknown(what, str(key), known)
+
+
+def check_whole(given: object, known: set[str], experiment: str, optional: Collection[str] = ()) -> None:
+    """See that an experiment's setting, which its yaml has in full, has all keys and no other.
+
+    Raises:
+        ValueError: not a mapping, a key is unknown, or one is missing.
+    """
+    check_keys(given, known, f"setting of {experiment}")
+    assert isinstance(given, Mapping)
+    if missing := sorted(known - set(optional) - set(given)):
+        raise ValueError(
+            f"{experiment} has no {', '.join(missing)}; begin with experiment={experiment}, which has them all"
+        )
+
+
+def check_above_0(name: str, value: object) -> None:
+    """Refuse what is no number above 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{name} is {value!r}; expected a number above 0")
 
 
 def check_counts(values: Mapping[str, object], least: int = 1) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from specdec.experiments.validation import check_counts, check_keys
+from specdec.experiments.validation import check_above_0, check_counts, check_whole
 from specdec.pool import Pool
 
 CLOSED, OPEN, CAPACITY = "closed", "open", "capacity"
@@ -72,9 +72,7 @@ class Settings:
             ValueError: something is wrong with it.
         """
         names = {field.name for field in fields(Settings)}
-        check_keys(raw, names, "setting of load")
-        if missing := sorted(names - set(raw)):
-            raise ValueError(f"load has no {', '.join(missing)}; begin with experiment=load, which has them all")
+        check_whole(raw, names, "load")
         for name in ("concurrency", "rates", "speculation", "batching"):
             if not isinstance(raw[name], list):
                 raise ValueError(f"load.{name} is {raw[name]!r}; expected a list")
@@ -86,10 +84,10 @@ class Settings:
             check_counts({f"load.{name}": raw[name]})
         for name in ("capacity", "ttft_bound", "tpot_bound"):
             if raw[name] is not None:
-                _above_0(f"load.{name}", raw[name])
+                check_above_0(f"load.{name}", raw[name])
         for value in raw["rates"]:
-            _above_0("load.rates", value)
-        _above_0("load.curve_seconds", raw["curve_seconds"])
+            check_above_0("load.rates", value)
+        check_above_0("load.curve_seconds", raw["curve_seconds"])
         for name in ("ignore_end", "sharing"):
             if type(raw[name]) is not bool:
                 raise ValueError(f"load.{name} is {raw[name]!r}; expected true or false")
@@ -146,11 +144,6 @@ class Settings:
                 turn = number % beside
                 group = cells[first : first + beside]
                 yield from ((number, cell) for cell in (*group[turn:], *group[:turn]))
-
-
-def _above_0(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{name} is {value!r}; expected a number above 0")
 
 
 def _some(name: str, values: Sequence[Any], known: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from specdec.experiments.bench.clock import Turn, by_turns, quantiles
 from specdec.experiments.bench.curve import verify_turn
 from specdec.experiments.scaling.fit import fit
-from specdec.experiments.validation import check_counts, check_keys
+from specdec.experiments.validation import check_above_0, check_counts, check_keys, check_whole
 
 Json = dict[str, Any]
 AXES = {"contexts": "context", "nodes": "nodes", "batches": "batch", "vocabularies": "vocabulary"}
@@ -50,9 +50,7 @@ class Settings:
             ValueError: something is wrong with it.
         """
         names = {field.name for field in fields(Settings)}
-        check_keys(raw, names, "setting of scaling")
-        if missing := sorted(names - {"seed"} - set(raw)):
-            raise ValueError(f"scaling has no {', '.join(missing)}; begin with experiment=scaling, which has them all")
+        check_whole(raw, names, "scaling", optional={"seed"})
         axes: Json = {}
         for axis in AXES:
             values = raw[axis]
@@ -68,8 +66,7 @@ class Settings:
         check_keys(raw["at"], {"context", "nodes", "batch"}, "setting of scaling.at")
         check_counts({f"scaling.at.{name}": raw["at"].get(name) for name in ("context", "nodes", "batch")})
         seconds = raw["seconds"]
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-            raise ValueError(f"scaling.seconds is {seconds!r}; expected a number above 0")
+        check_above_0("scaling.seconds", seconds)
         check_counts({"scaling.seed": raw.get("seed", 0)}, 0)
         return Settings(**axes, at=dict(raw["at"]), seconds=float(seconds), seed=raw.get("seed", 0))
 
