@@ -82,14 +82,15 @@ class SpeculativeDecoder:
         `device` ... `quantize` as in `loading.load_model`; other arguments as for the class.
         """
         inspect.signature(SpeculativeDecoder).bind(None, None, **settings)  # before the weights are loaded
-        for kind in ("drafter", "tree", "acceptance"):
-            spec = settings.get(kind)
-            if kind == "drafter" and loading.names_model(spec):
-                loading.model_path(spec)
-            else:
-                registry.check_spec(kind, spec, settings.get("allow_targets", ()))
-        if settings.get("tree") is not None:
-            registry.check_takes_tree(settings.get("drafter", "ngram"), settings.get("allow_targets", ()))
+        allowed, drafter = settings.get("allow_targets", ()), settings.get("drafter", "ngram")
+        for kind in ("tree", "acceptance"):
+            registry.check_spec(kind, settings.get(kind), allowed)
+        if loading.names_model(drafter):
+            loading.model_path(drafter)
+        else:
+            registry.check_spec("drafter", drafter, allowed)
+            if settings.get("tree") is not None:
+                registry.check_takes_tree(drafter, allowed)
         tokenizer = loading.load_tokenizer(name, trust_remote_code)
         model = loading.load_model(name, device, dtype, trust_remote_code, quantize)
         return SpeculativeDecoder(model, tokenizer, **settings)
