@@ -43,11 +43,11 @@ help: ## show this list
 
 ##@ Use
 .PHONY: install demo bench
-install: $(VENV)/.installed ## create .venv with everything pinned (1-3 minutes, 2 GB; at once when up to date)
+install: $(VENV)/.installed ## create .venv with everything pinned (1-7 minutes, 2 GB; at once when up to date)
 	$(if $(filter install,$(MAKECMDGOALS)),$(hint))
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(call say,Installing specdec and its pinned dependencies into $(VENV): 1 to 3 minutes)
+	$(call say,Installing specdec and its pinned dependencies into $(VENV): 1 to 7 minutes)
 	@$(find_python); [ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
@@ -101,7 +101,7 @@ $(VENV)/quant/.installed: constraints.txt | install
 
 # The pins but for the one package that differs here, and what must move along with it.
 .venv-oldest/.transformers-$(OLDEST_TRANSFORMERS): pyproject.toml constraints.txt
-	$(call say,Installing with transformers $(OLDEST_TRANSFORMERS) into .venv-oldest: 1 to 3 minutes)
+	$(call say,Installing with transformers $(OLDEST_TRANSFORMERS) into .venv-oldest: 1 to 7 minutes)
 	@$(find_python); [ -x .venv-oldest/bin/python ] || "$$python" -m venv .venv-oldest
 	@grep -v -i -E '^(transformers|tokenizers|huggingface_hub)==' constraints.txt > .venv-oldest/constraints.txt
 	@echo "transformers==$(OLDEST_TRANSFORMERS)" >> .venv-oldest/constraints.txt

@@ -133,17 +133,18 @@ def _report(arguments: list[str]) -> int:
     folders = [Path(argument) for argument in arguments if not argument.startswith("into=")]
     if not folders:
         raise ValueError("into= was given and no run; give the folders of runs as well")
+    from specdec.experiments.run_folder import from_here
     from specdec.experiments.sweep import is_sweep
 
     if len(folders) == 1 and not into and not is_sweep(folders[0]):
         from specdec.experiments.report import read_finished, write_report
 
-        print(write_report(folders[0], read_finished(folders[0])))
+        print(from_here(write_report(folders[0], read_finished(folders[0]))))
         return 0
     from specdec.experiments.report.joint import write_joint
 
     written, problems = write_joint(folders, Path(into[-1]) if into else None)
-    print(*written, sep="\n")
+    print(*map(from_here, written), sep="\n")
     for problem in problems:
         print(f"specdec: {problem}", file=sys.stderr)
     return 0
@@ -156,10 +157,11 @@ def _trace(arguments: list[str]) -> int:
         print("specdec trace DIR...   write trace.html and trace.perfetto.json of runs with trace=html again")
         return 0
     from specdec.experiments.config import TRACES
+    from specdec.experiments.run_folder import from_here
     from specdec.experiments.trace import render
 
     for folder in map(Path, arguments):
-        print(*render(folder, TRACES), sep="\n")
+        print(*map(from_here, render(folder, TRACES)), sep="\n")
     return 0
 
 

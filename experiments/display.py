@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from specdec.experiments.machine_noise import noise_words
+from specdec.experiments.machine_noise import noise_words, warning
 from specdec.experiments.methods import Method
 from specdec.experiments.workbench import Bench
 from specdec.inputs import eos_ids
-from specdec.metrics import DecodingStats
+from specdec.metrics import STEP_PHASES, DecodingStats
 from specdec.request import Request
 from specdec.text import TextPieces
 
@@ -87,11 +87,11 @@ def _write(console: Console, piece: str, style: str) -> None:
 
 def leaderboard(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """The table's columns and rows, as text: shown in the terminal and given to the tracker."""
-    columns = ["method", "accepted", "tokens/s", "speed-up", "draft", "verify", "accept", "commit", "lossless"]
+    columns = ["method", "accepted", "tokens/s", "speed-up", *STEP_PHASES, "lossless"]
     rows = []
     for entry in summary["methods"]:
         found = entry["metrics"]
-        shares = [found["phase_share"][p] for p in ("draft", "verify", "accept", "commit")]
+        shares = [found["phase_share"][p] for p in STEP_PHASES]
         rows.append(
             [
                 entry["name"],
@@ -119,12 +119,12 @@ def show_table(console: Console, summary: Mapping[str, Any]) -> None:
     for method, accepted, _, speedup, *shares, lossless in leaderboard(summary)[1]:
         bad = lossless in ("no", "not lossless")
         joined = "/".join(share.rstrip("%") for share in shares)
-        speedup = speedup.replace(" (", "\n(").replace(", noise", ",\nnoise")
+        speedup = speedup.replace(" (", "\n(").replace(", noise", ",\nnoise").replace(": ", ":\n")
         table.add_row(folded(method), accepted, speedup, joined, lossless, style="red" if bad else "")
     console.print(table)
     console.print(
         "accepted: mean tokens a step, the target's own included. speed-up: tokens/s over the baseline, with a 95 % "
-        "interval; none: neither faster nor slower beyond chance and noise. Shares are of the time after the "
+        "interval; unclear: neither faster nor slower beyond chance and noise. Shares are of the time after the "
         "prefill.",
         style="dim",
     )
@@ -146,9 +146,9 @@ def show_notes(console: Console, notes: Sequence[str]) -> None:
         console.print(f"note: {note}", style="yellow", highlight=False)
 
 
-def number(value: float | None, form: str, times: float = 1) -> str:
-    """In this form; a dash where there is none."""
-    return "-" if value is None else format(value * times, form)
+def number(value: float | None, form: str = "", times: float = 1) -> str:
+    """In this form, else with one decimal below 100 and none above; a dash where there is none."""
+    return "-" if value is None else format(value * times, form or (",.1f" if value * times < 100 else ",.0f"))
 
 
 def _speedup(found: Mapping[str, Any] | None) -> str:
@@ -156,7 +156,7 @@ def _speedup(found: Mapping[str, Any] | None) -> str:
         return "1"
     if found["ratio"] is None:
         return "-"
-    words = ", ".join(word for word in (found["label"], noise_words(found)) if word)
+    words = ", ".join(word for word in (warning(found), noise_words(found)) if word)
     label = f" ({words})" if words else ""
     interval = "one prompt" if found["low"] is None else f"{found['low']:.2f}, {found['high']:.2f}"
     return f"{found['ratio']:.2f} [{interval}]{label}"

@@ -23,15 +23,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from specdec.experiments import sweep
-from specdec.experiments.hydra_mistakes import explain
+from specdec.experiments.hydra_mistakes import check_flags, explain
 from specdec.experiments.resume import MANY_FLAGS, PLAIN_FLAGS, SWEEP_DIR, key_of, of_hydra, quoted
+from specdec.experiments.run_folder import check_writable, from_here
 from specdec.experiments.trust import told_to_run
 
 CONFIG = "specdec.conf"
 MANY = "hydra.mode=MULTIRUN"
 Job = Callable[[dict[str, Any], Path, list[str]], Any]
-
-_errors: list[ValueError | OSError] = []  # of the jobs that ran in this process
+Errors = list[ValueError | OSError]  # of the jobs that ran in this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,50 +59,52 @@ def launch(command: str, arguments: list[str]) -> Outcome:
         raise ValueError(
             f"{experiment} trains nothing: start it with `specdec run`, or choose one of experiment=train_..."
         )
+    check_flags(arguments)
     flags = {argument for argument in arguments if argument.startswith("-")}
     overrides = [argument for argument in arguments if argument not in PLAIN_FLAGS]
     many = bool(flags & MANY_FLAGS) or MANY in overrides
+    errors: Errors = []
+    job = _job_of(command, errors)
     with _command_line(f"specdec {command}", arguments):
         GlobalHydra.instance().clear()
-        _errors.clear()
         outcome = Outcome()
         try:
             if flags - PLAIN_FLAGS:  # --help, --cfg and their like
-                hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG}", config_name=command)(JOBS[command])()
+                hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG}", config_name=command)(job)()
             else:
                 with hydra.initialize_config_module(CONFIG, version_base="1.3"):
                     app = GlobalHydra.instance().hydra
                     assert app is not None
                     if many and command == "run":
-                        outcome = _sweep(app, overrides)
+                        outcome = _sweep(app, overrides, job)
                     elif many:
-                        app.multirun(command, JOBS[command], [*overrides, MANY])
+                        app.multirun(command, job, [*overrides, MANY])
                     else:
-                        outcome = _once(app, command, overrides)
+                        outcome = _once(app, command, overrides, errors)
         except (HydraException, OmegaConfBaseException) as error:
             raise ValueError(explain(error, command, arguments)) from error
         except YAMLError as error:
             raise ValueError(f"a yaml that was asked for is not valid yaml: {' '.join(str(error).split())}") from error
         finally:
             GlobalHydra.instance().clear()
-    if len(_errors) > 1:
-        raise ValueError(f"{len(_errors)} jobs failed; the last: {_errors[-1]}")
-    if _errors:
-        raise _errors[0]
+    if len(errors) > 1:
+        raise ValueError(f"{len(errors)} jobs failed; the last: {errors[-1]}")
+    if errors:
+        raise errors[0]
     return outcome
 
 
-def _once(app: Hydra, command: str, overrides: list[str]) -> Outcome:
+def _once(app: Hydra, command: str, overrides: list[str], errors: Errors) -> Outcome:
     """One job. Hydra makes the folder that it is told of before it calls us; a run's is made when it has something in
     it, so Hydra is told of the present one.
     """
     config = app.compose_config(command, overrides, RunMode.RUN)
     HydraConfig.instance().set_config(config)
-    folder = _relative(Path(config.hydra.run.dir))
+    folder = from_here(Path(config.hydra.run.dir))
     unequal: list[str] = []
 
     def job(composed: DictConfig) -> None:
-        summary = _job(TASKS[command], composed, command, folder)
+        summary = _job(TASKS[command], composed, command, folder, errors)
         if command == "run" and summary:
             unequal.extend(sweep.unequal(summary))
 
@@ -110,14 +112,14 @@ def _once(app: Hydra, command: str, overrides: list[str]) -> Outcome:
     return Outcome(tuple(unequal))
 
 
-def _sweep(app: Hydra, overrides: list[str]) -> Outcome:
+def _sweep(app: Hydra, overrides: list[str], job: Callable[[DictConfig], Any]) -> Outcome:
     """All cells, by Hydra's sweeper and launcher; then one table, and one report."""
     from rich.console import Console
     from rich.table import Table
 
     config = app.compose_config("run", overrides, RunMode.MULTIRUN)
     HydraConfig.instance().set_config(config)
-    folder = _relative(Path(config.hydra.sweep.dir))
+    folder = from_here(Path(config.hydra.sweep.dir))
     task, own = (
         list(config.hydra.overrides.task),
         [o for o in overrides if of_hydra(o) and key_of(o) not in (SWEEP_DIR, "hydra.mode")],
@@ -130,7 +132,7 @@ def _sweep(app: Hydra, overrides: list[str]) -> Outcome:
         planned += _planned(app, composed, [override for override in plan if not of_hydra(override)])
     again = " ".join(dict.fromkeys([f"resume={folder}", *told_to_run([o for plan in plans for o in plan])]))
     try:
-        app.multirun("run", _run_job, [*overrides, MANY, f"{SWEEP_DIR}={quoted(folder)}"])
+        app.multirun("run", job, [*overrides, MANY, f"{SWEEP_DIR}={quoted(folder)}"])
     except (HydraException, OmegaConfBaseException):
         sweep.discard(folder, begun)
         raise
@@ -170,6 +172,7 @@ def _planned(app: Hydra, config: DictConfig, task: list[str]) -> list[list[str]]
 
 
 def _run(raw: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
+    check_writable(folder)  # before torch is imported
     from rich.console import Console
 
     from specdec.experiments.run import run
@@ -194,13 +197,21 @@ def _export(raw: dict[str, Any], folder: Path, overrides: list[str]) -> None:
 TASKS: dict[str, Job] = {"run": _run, "train": _train, "export": _export}
 
 
-def _run_job(config: DictConfig) -> float | None:
-    """A cell of a sweep, in whatever process; or a run that Hydra's own command line began."""
+def _job_of(command: str, errors: Errors) -> Callable[[DictConfig], Any]:
+    """What Hydra calls, in whatever process: a cell of a sweep, a job, or a run that its own command line began."""
+
+    def job(config: DictConfig) -> Any:
+        if command == "run" and HydraConfig.get().mode == RunMode.MULTIRUN:
+            return _cell(config)
+        folder = from_here(Path(HydraConfig.get().runtime.output_dir)) if command == "run" else Path()
+        return _job(TASKS[command], config, command, folder, errors)
+
+    return job
+
+
+def _cell(config: DictConfig) -> float:
     job = HydraConfig.get()
-    folder = _relative(Path(job.runtime.output_dir))
-    if job.mode != RunMode.MULTIRUN:
-        _job(_run, config, "run", folder)
-        return None
+    folder = from_here(Path(job.runtime.output_dir))
     overrides = list(job.overrides.task)
     raw = _plain(config)
     if "BasicLauncher" in job.launcher._target_:
@@ -218,18 +229,7 @@ def _run_job(config: DictConfig) -> float | None:
         return sweep.run_cell(folder, overrides, task)
 
 
-def _train_job(config: DictConfig) -> None:
-    _job(_train, config, "train", Path())
-
-
-def _export_job(config: DictConfig) -> None:
-    _job(_export, config, "export", Path())
-
-
-JOBS: dict[str, Callable[[DictConfig], Any]] = {"run": _run_job, "train": _train_job, "export": _export_job}
-
-
-def _job(task: Job, config: DictConfig, command: str, folder: Path) -> Any:
+def _job(task: Job, config: DictConfig, command: str, folder: Path, errors: Errors) -> Any:
     job = HydraConfig.get()
     many, here = job.mode == RunMode.MULTIRUN, "BasicLauncher" in job.launcher._target_
     try:
@@ -243,7 +243,7 @@ def _job(task: Job, config: DictConfig, command: str, folder: Path) -> Any:
             error.add_note(f"nothing that was written is lost, go on with: specdec run resume={folder}")
         if not here:
             raise
-        _errors.append(error)  # Hydra would say more, and leave out the other jobs
+        errors.append(error)  # Hydra would say more, and leave out the other jobs
         if many:
             print(f"specdec: job {job.job.num} failed: {' '.join(str(error).split())}", file=sys.stderr)
         return None
@@ -254,11 +254,6 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     assert isinstance(raw, dict)
     raw.pop("experiment", None)
     return {str(key): value for key, value in raw.items()}
-
-
-def _relative(folder: Path) -> Path:
-    """As seen from here, where it is inside."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
@@ -17,6 +18,21 @@ from specdec.registry import CONF
 EXTRAS = {"hydra/launcher/ray": "ray", "hydra/launcher": "launchers", "hydra/sweeper": "search"}
 
 
+def check_flags(arguments: Sequence[str]) -> None:
+    """Refuse options that Hydra does not have: it would write its usage.
+
+    Raises:
+        ValueError: there is one.
+    """
+    known = get_args_parser()._option_string_actions
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        name, _, value = argument.partition("=")
+        if not name.startswith("-") or any(each.startswith(name) for each in known) or name[:2] in known:
+            continue
+        value = value or ("VALUE" if "=" in following else following.strip("-") or "VALUE")
+        raise ValueError(f"there is no option {name}; settings are given as name=value: {name.strip('-')}={value}")
+
+
 def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
     """One line for what Hydra says in several, with the names there are."""
     text = str(error)
@@ -24,9 +40,10 @@ def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> st
     missing = re.search(r"(?:Could not find|could not find|Could not load) '([^']+)'", text)
     options = re.search(r"Available options in '([^']+)':\s*(.*?)(?:\n\s*\n|Config search path|$)", text, re.DOTALL)
     if missing and options:
-        group, _, name = missing[1].rpartition("/")
-        known = sorted(options[2].split())
-        return f"{group}={name} is not there.{_meant(name, known)} Known: {', '.join(known)}{_extra(missing[1])}"
+        group, known = options[1], sorted(options[2].split())
+        name = missing[1].removeprefix(f"{group}/")
+        model = f"; any model: target=pretrained target.name={name}" if group == "target" else ""
+        return f"{group}={name} is not there.{_meant(name, known)} Known: {', '.join(known)}{_extra(missing[1])}{model}"
     if missing:
         return f"{missing[1]} is not there{_extra(missing[1])}"
     if key:

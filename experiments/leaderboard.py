@@ -12,11 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from specdec.experiments.display import folded, number
-from specdec.experiments.machine_noise import AGAIN, BEST_OF_MANY, is_again, is_faster, is_none, noise_words, percent
+from specdec.experiments.machine_noise import (
+    BEST_OF_MANY,
+    is_again,
+    is_faster,
+    is_unclear,
+    noise_words,
+    percent,
+    warning,
+)
 from specdec.experiments.records import write_text
+from specdec.metrics import DECODING_PHASES
 
 OVERALL = "overall"
-PHASES = ("draft", "verify", "accept", "commit", "host")
 NUMBERS = ("requests", "accepted_length", "ratio", "low", "high", "noise", "label")
 MOST_NAMES = 3  # of drafters that are told apart by nothing but noise
 CAVEAT = f"An interval is of its cell alone, not corrected for the number of cells: {BEST_OF_MANY}"
@@ -72,10 +80,10 @@ def _sentence(methods: Sequence[Mapping[str, Any]], categories: Sequence[str]) -
     if not chosen and overall:
         return f"Recommended: over all, {_either(overall)}; too few prompts a category to say more. {chance}"
     if not chosen:
-        return "Recommended: no drafter; none is faster than plain decoding beyond chance and this machine's noise."
+        return "Recommended: no drafter; nothing is faster than plain decoding beyond chance and this machine's noise."
     parts = [f"{names} for {_list(those, 'and')}" for names, those in chosen.items()]
     if nowhere:
-        parts.append(f"none for {_list(nowhere, 'and')}, where nothing is faster beyond chance and noise")
+        parts.append(f"no drafter for {_list(nowhere, 'and')}, where nothing is faster beyond chance and noise")
     whole = f"; over all, {_either(overall)}" if overall and (len(chosen) > 1 or nowhere) else ""
     return f"Recommended: {'; '.join(parts)}{whole}. {chance}"
 
@@ -91,11 +99,11 @@ def _list(words: Sequence[str], last: str) -> str:
 
 def numbers(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """For a tracker: columns, and a row a method, with numbers or null where there are any."""
-    names = ["method", *NUMBERS, "tokens_per_second", *PHASES, "lossless"]
+    names = ["method", *NUMBERS, "tokens_per_second", *DECODING_PHASES, "lossless"]
     rows = []
     for entry in summary["methods"]:
         found = entry["metrics"]
-        shares = [found["phase_share"].get(phase) for phase in PHASES]
+        shares = [found["phase_share"].get(phase) for phase in DECODING_PHASES]
         rows.append(
             [entry["name"], *_numbers(entry), found["tokens_per_second"], *shares, entry["lossless"]["verdict"]]
         )
@@ -117,19 +125,19 @@ def _numbers(part: Part) -> list[Any]:
 def markdown(summary: Mapping[str, Any]) -> str:
     """The whole leaderboard: in a cell the speed-up with its interval, the noise beside it, and the accepted length."""
     names = columns(summary)
-    head = ["method", *names, f"{'/'.join(PHASES)} %", "lossless"]
+    head = ["method", *names, f"{'/'.join(DECODING_PHASES)} %", "lossless"]
     lines = [f"# {summary['experiment']}: {summary['target']['name']}, {summary['target']['dtype']}", ""]
     lines += [f"{sentence}\n" for sentence in recommendations(summary)]
     lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for entry in summary["methods"]:
-        shares = [number(entry["metrics"]["phase_share"].get(phase), ".0f", 100) for phase in PHASES]
+        shares = [number(entry["metrics"]["phase_share"].get(phase), ".0f", 100) for phase in DECODING_PHASES]
         cells = [_cell(part_of(entry, name)) for name in names]
         lines.append(f"| {' | '.join([entry['name'], *cells, '/'.join(shares), entry['lossless']['verdict']])} |")
     lines += [
         "",
         "In a cell: tokens per second over plain decoding's on the same prompts, with a 95 % bootstrap interval over "
         "prompts; how far plain decoding, measured twice, is away from itself; and the mean accepted length (pooled, "
-        "the target's own token included). Bold: above 1 with its whole interval and beyond the noise. None: "
+        "the target's own token included). Bold: above 1 with its whole interval and beyond the noise. Unclear: "
         "neither faster nor slower could be shown, beside chance and the noise. "
         f"{CAVEAT}",
     ]
@@ -174,8 +182,8 @@ def _short_cell(part: Part | None) -> Text:
     if found is None:
         return Text(f"1\n{accepted}")
     faster = is_faster(found)
-    ratio = f"{'~' * is_none(found)}{number(found['ratio'], '.2f')}{'*' * faster}"
-    label = found["label"] if found["label"] != AGAIN else ""
+    ratio = f"{'~' * is_unclear(found)}{number(found['ratio'], '.2f')}{'*' * faster}"
+    label = warning(found)
     return Text.assemble((ratio, "bold" if faster else ""), f"\n{accepted}", f"\n{label}" * bool(label))
 
 
@@ -188,5 +196,5 @@ def _cell(part: Part | None) -> str:
         return f"{'1.00x' if found is None else '-'}<br>{accepted} accepted"
     ratio = f"**{found['ratio']:.2f}x**" if is_faster(found) else f"{found['ratio']:.2f}x"
     interval = f" [{found['low']:.2f}, {found['high']:.2f}]" if found["low"] is not None else ""
-    words = ", ".join(word for word in (found["label"], noise_words(found)) if word)
+    words = ", ".join(word for word in (warning(found), noise_words(found)) if word)
     return f"{ratio}{interval}<br>{words}<br>{accepted} accepted"

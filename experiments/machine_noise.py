@@ -46,11 +46,17 @@ def is_faster(found: Mapping[str, Any] | None) -> bool:
     return (found.get("low") or 0) > 1 and found["ratio"] > (found.get("noise") or 1)
 
 
-def is_none(found: Mapping[str, Any]) -> bool:
+def is_unclear(found: Mapping[str, Any]) -> bool:
     """Whether neither a speed-up nor a slow-down was shown: chance over prompts or the machine's noise may make it."""
     ratio, noise = found["ratio"], found.get("noise") or 1
     chance = found.get("low") is None or found["low"] <= 1 <= found["high"]
     return ratio is not None and (chance or 1 / noise <= ratio <= noise)
+
+
+def warning(found: Mapping[str, Any]) -> str:
+    """The word that must stand beside a speed-up, or nothing: that of the second measurement is in `noise_words`."""
+    label = found.get("label") or ""
+    return "" if label == AGAIN else str(label)
 
 
 def percent(noise: float | None) -> str:
@@ -62,11 +68,14 @@ def percent(noise: float | None) -> str:
 
 def noise_words(found: Mapping[str, Any]) -> str:
     """What stands beside a speed-up: `noise ±3.1 %`, or that noise was not measured; where it is neither faster nor
-    slower, `none: within noise (±3.1 %)` or `none: may be chance`. Nothing beside no number."""
+    slower, `unclear: within noise (±3.1 %)` or `unclear: may be chance`. Of the second measurement, its noise.
+    Nothing beside no number."""
     ratio, noise = found["ratio"], found.get("noise")
     if ratio is None:
         return ""
-    if is_none(found) and found.get("label") != AGAIN:
+    if found.get("label") == AGAIN:
+        return f"noise measurement: {percent(noise)}"
+    if is_unclear(found):
         within = noise is not None and 1 / noise <= ratio <= noise
-        return f"none: within noise ({percent(noise)})" if within else "none: may be chance"
+        return f"unclear: within noise ({percent(noise)})" if within else "unclear: may be chance"
     return "noise not measured" if noise is None else f"noise {percent(noise)}"

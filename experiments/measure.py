@@ -14,6 +14,7 @@ from specdec.experiments.config import Measure
 from specdec.experiments.context import to_length
 from specdec.experiments.conversation import encode
 from specdec.experiments.data import Question, in_groups
+from specdec.experiments.engines.counts import Step
 from specdec.experiments.engines.counts import count as count_answers
 from specdec.experiments.machine import peak_memory, reset_peak_memory
 from specdec.experiments.methods import Method
@@ -25,8 +26,6 @@ from specdec.metrics import DecodingStats
 from specdec.request import Request
 from specdec.request_stats import RequestStats
 from specdec.sampling import SamplingParams
-
-Step = tuple[int, float, dict[str, float]]  # emitted tokens, draft nodes so far, seconds by phase so far
 
 
 @dataclass(frozen=True, slots=True)

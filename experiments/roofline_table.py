@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from specdec.experiments.display import folded
+from specdec.experiments.display import folded, number
 from specdec.experiments.roofline import shown
 
 
@@ -26,10 +26,6 @@ def show_roofline(console: Console, summary: Mapping[str, Any]) -> None:
             if shown(entry["metrics"], part, "bytes") is None:
                 continue
             scaled = {"bytes": 1e-6, "flops": 1e-6, "intensity": 1, "bandwidth_share": 100, "flops_share": 100}
-            cells = [_number(shown(entry["metrics"], part, key), factor) for key, factor in scaled.items()]
+            cells = [number(shown(entry["metrics"], part, key), times=factor) for key, factor in scaled.items()]
             table.add_row(name, *cells, style="" if part == "verify_step" else "dim")
     console.print(table)
-
-
-def _number(value: float | None, factor: float) -> str:
-    return "-" if value is None else f"{value * factor:,.{1 if value * factor < 100 else 0}f}"

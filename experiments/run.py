@@ -162,7 +162,7 @@ def _measure(
             served += 1
             if served > records.resumed:
                 track_request(tracker, row, served)
-            bar.advance(cell.method.name)
+            bar.advance(f"method {cell.method.name}")
 
         measure(bench, questions.items, config.measure, records, tell)
     return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,24 @@ from specdec.experiments.read_back import read_json, read_yaml, remake
 from specdec.experiments.records import write_text
 
 LIMIT = "measure.time_limit"  # of a start; a run may go on with another
+
+
+def from_here(path: Path) -> Path:
+    """As seen from the present folder where it is inside, else in full."""
+    whole, here = Path(os.path.abspath(path)), Path.cwd()
+    return whole.relative_to(here) if whole.is_relative_to(here) else whole
+
+
+def check_writable(directory: Path) -> None:
+    """See that a run's files can be written to `directory`, which need not be there yet; nothing is made.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    there = next(each for each in (directory, *directory.absolute().parents) if os.path.lexists(each))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = f"{there} {'may not be written to' if there.is_dir() else 'is a file'}"
+        raise ValueError(f"the run's folder {directory} cannot be written: {why}; give another hydra.run.dir=")
 
 
 def look_into(directory: Path, raw: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -208,7 +208,7 @@ def write_table(folder: Path, rows: Sequence[Cell]) -> None:
 
 
 def shown(rows: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for the terminal: what is the same in all cells is left out."""
+    """Columns and rows for the terminal: what is the same in all cells is left out, and columns that have nothing."""
     common = set.intersection(*(set(row.overrides) for row in rows)) if len(rows) > 1 else set()
     lines = []
     for row in rows:
@@ -216,4 +216,6 @@ def shown(rows: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
         speedup = "" if row.speedup is None else f"{row.speedup:.2f}x"
         note = f"not lossless here: {', '.join(row.unequal)}" if row.unequal else row.error or ""
         lines.append([own, row.status, speedup, note])
-    return ["cell", "status", "speed-up", ""], lines
+    columns = ["cell", "status", "speed-up", "note"]
+    kept = [i for i, name in enumerate(columns) if name == "status" or any(line[i] for line in lines)]
+    return [columns[i] for i in kept], [[line[i] for i in kept] for line in lines]

@@ -19,6 +19,7 @@ from specdec.inputs import (
     pad_texts,
     prompts_of,
     row_processors,
+    sampling_apart,
     settings_of,
     stop_criteria,
 )
@@ -41,6 +42,7 @@ class GenerateOutput:
     stats: DecodingStats
 
 
+@sampling_apart
 def generate(
     model: PreTrainedModel,
     input_ids: Tensor,

@@ -13,7 +13,15 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from specdec import loading, registry
 from specdec.engine import Engine, serve
-from specdec.inputs import check_count, check_vocabulary, eos_ids, row_processors, settings_of, stop_criteria
+from specdec.inputs import (
+    check_count,
+    check_vocabulary,
+    eos_ids,
+    row_processors,
+    sampling_apart,
+    settings_of,
+    stop_criteria,
+)
 from specdec.inspection import check_length
 from specdec.many import Chat, Results, TextRequest
 from specdec.metrics import DecodingStats
@@ -108,6 +116,7 @@ class SpeculativeDecoder:
         """
         self.engine.warmup(slots, max_length, sampling)
 
+    @sampling_apart
     def generate(
         self,
         prompts: str | Chat | Sequence[str | Chat],
@@ -210,6 +219,7 @@ class SpeculativeDecoder:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 
+    @sampling_apart
     def stream(
         self,
         prompt: str | Chat,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +28,28 @@ from transformers import (
 from specdec.sampling import SamplingParams, as_params
 
 STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
+Given = ParamSpec("Given")
+Got = TypeVar("Got")
+
+
+def sampling_apart(function: Callable[Given, Got]) -> Callable[Given, Got]:
+    """`function`, which tells whoever gives it `temperature=` and its like, as transformers takes them, that they go
+    into `sampling=`.
+
+    Raises:
+        TypeError: as Python's for an argument that it does not have.
+    """
+    known = [field.name for field in fields(SamplingParams)]
+    foreign = {*known, "do_sample"} - set(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def called(*args: Given.args, **kwargs: Given.kwargs) -> Got:
+        if wrong := next((name for name in kwargs if name in foreign), None):
+            example = f"{wrong}={kwargs[wrong]!r}" if wrong in known else "temperature=1.0"
+            raise TypeError(f"{function.__name__} has no argument {wrong!r}; give sampling=SamplingParams({example})")
+        return function(*args, **kwargs)
+
+    return called
 
 
 def prompts_of(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> list[list[int]]:

@@ -15,7 +15,9 @@ import numpy as np
 
 from specdec.request_stats import RequestStats, ratio
 
-PHASES = ("prefill", "draft", "verify", "accept", "commit", "host")
+STEP_PHASES = ("draft", "verify", "accept", "commit")
+DECODING_PHASES = (*STEP_PHASES, "host")  # host: the rest
+PHASES = ("prefill", *DECODING_PHASES)
 UNDIVIDED = "undivided"  # what follows the prefill, of another engine that does not tell its phases
 
 
@@ -115,7 +117,7 @@ class DecodingStats:
     def phase_share(self) -> dict[str, float]:
         """Each decoding phase's share of `decode_seconds`; no number where an engine does not tell them apart."""
         whole = float("nan") if UNDIVIDED in self.phases else self.decode_seconds
-        return {p: ratio(self.phases.get(p, 0.0), whole) for p in PHASES if p != "prefill"}
+        return {p: ratio(self.phases.get(p, 0.0), whole) for p in DECODING_PHASES}
 
     @property
     def prefill_share(self) -> float:

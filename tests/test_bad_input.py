@@ -148,6 +148,25 @@ def test_sampling_params(settings: dict[str, Any], message: str) -> None:
         SamplingParams(**settings)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"temperature": 0.7}, r"argument 'temperature'; give sampling=SamplingParams\(temperature=0.7\)"),
+        ({"max_new_tokens": 4, "top_k": 3}, r"SamplingParams\(top_k=3\)"),
+        ({"do_sample": True}, r"argument 'do_sample'; give sampling=SamplingParams\(temperature=1.0\)"),
+        ({"temprature": 0.7}, "unexpected keyword argument 'temprature'"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_sampling_settings_have_a_place(decoder: SpeculativeDecoder, given: dict[str, Any], told: str) -> None:
+    with pytest.raises(TypeError, match=told):
+        decoder.generate("abc", **given)
+    with pytest.raises(TypeError, match=told):
+        decoder.stream("abc", **given)
+    with pytest.raises(TypeError, match=told):
+        specdec.generate(decoder.model, IDS, **given)
+
+
 def test_unknown_keys_of_sampling_params() -> None:
     with pytest.raises(ValueError, match="unknown sampling setting 'temp'; expected one of: temperature, top_k"):
         SamplingParams.from_dict({"temp": 1.0})

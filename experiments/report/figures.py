@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from specdec.experiments.grid import AXES
 from specdec.experiments.report import curves, plots, roofline_plot, rows, text
-from specdec.experiments.report.shown import PHASES, Shown, length_of
+from specdec.experiments.report.shown import Shown, length_of
+from specdec.metrics import DECODING_PHASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,8 @@ def _speedup(methods: Sequence[Shown]) -> Parts:
 
 def _phases(methods: Sequence[Shown]) -> Parts:
     caption = "Shares of the time after the prefill. Draft: propose and observe; host: the rest of the loop."
-    cells = [[m.name, *(text.percent(m.shares.get(p), 1) for p in PHASES)] for m in methods if m.shares]
-    return "Where decoding time goes", caption, rows.phases(methods), ["method", *PHASES], cells
+    cells = [[m.name, *(text.percent(m.shares.get(p), 1) for p in DECODING_PHASES)] for m in methods if m.shares]
+    return "Where decoding time goes", caption, rows.phases(methods), ["method", *DECODING_PHASES], cells
 
 
 def _depths(methods: Sequence[Shown], kind: str) -> Parts:

@@ -23,8 +23,9 @@ from specdec.experiments.report.load import load_page
 from specdec.experiments.report.prediction import prediction_figures
 from specdec.experiments.report.run_files import RunFiles, read_run
 from specdec.experiments.report.scaling import scaling_page
-from specdec.experiments.report.shown import PHASES, groups, length_of, shown
+from specdec.experiments.report.shown import groups, length_of, shown
 from specdec.experiments.summary import parted
+from specdec.metrics import DECODING_PHASES
 
 FOLDER = Path(__file__).parent
 FILTERS = "number percent milliseconds large times interval mark lossless_words tie_or_bug short sampling".split()
@@ -65,7 +66,7 @@ def render(run: RunFiles) -> str:
         advice=recommendations(run.summary) if is_compared(run.summary) else [],
         methods=methods,
         groups=groups(methods),
-        phases=PHASES,
+        phases=DECODING_PHASES,
         winner=winner["name"] if winner and machine_noise.is_faster(winner["speedup"]) else None,
         figures=[
             *figures(methods, run.summary["environment"].get("machine"), run.summary["target"]["dtype"]),
@@ -91,7 +92,7 @@ def make_environment() -> jinja2.Environment:
     )
     environment.filters |= {name: getattr(text, name) for name in FILTERS}
     environment.filters["prediction_words"] = words
-    environment.filters |= {name: getattr(machine_noise, name) for name in ("is_faster", "noise_words")}
+    environment.filters |= {name: getattr(machine_noise, name) for name in ("is_faster", "noise_words", "warning")}
     return environment
 
 

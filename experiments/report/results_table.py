@@ -10,6 +10,7 @@ import polars as pl
 
 from specdec.experiments.report import text
 from specdec.experiments.report.run_files import RunFiles
+from specdec.metrics import DECODING_PHASES
 
 PARTS = ("drafter", "tree", "acceptance", "sampling")  # of a method, whole in its entry
 PARTS_OF_STEPS = ("verify_step", "draft_step")
@@ -53,7 +54,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "acceptance_by_depth_unconditional": (pl.List(pl.Float64), "from depth 1"),
     **{f"{name}_{q}": (pl.Float64, "seconds") for name in ("ttft", "tpot") for q in ("p20", "p50", "p80", "p99")},
     "tokens_per_second": (pl.Float64, ""),
-    **{f"phase_share_{p}": (pl.Float64, "") for p in ("draft", "verify", "accept", "commit", "host")},
+    **{f"phase_share_{p}": (pl.Float64, "") for p in DECODING_PHASES},
     "prefill_share": (pl.Float64, ""),
     **{f"{part}_{name}": (pl.Float64, "") for part in PARTS_OF_STEPS for name in STEP},
     "bytes_moved": (pl.Float64, ""),

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from specdec.experiments.report import text
-from specdec.experiments.report.shown import PHASES, Shown, length_of
+from specdec.experiments.report.shown import Shown, length_of
 from specdec.experiments.report.svg import WIDTH, Axis, Canvas, legend
+from specdec.metrics import DECODING_PHASES
 
 DOTS = 200  # of a method, at most
 
 
 def phases(methods: Sequence[Shown]) -> Markup | None:
     """Shares of decoding time as stacked bars."""
-    bars = [m for m in methods if any(m.shares.get(p) for p in PHASES)]
+    bars = [m for m in methods if any(m.shares.get(p) for p in DECODING_PHASES)]
     if not bars:
         return None
 
@@ -23,7 +24,7 @@ def phases(methods: Sequence[Shown]) -> Markup | None:
         if method.step_seconds is not None:
             canvas.text(WIDTH - 8, top + 10, f"{text.milliseconds(method.step_seconds)} ms a step", "end", "faint")
         left = 8.0
-        for phase in PHASES:
+        for phase in DECODING_PHASES:
             width = (method.shares.get(phase) or 0.0) * (WIDTH - 16)
             canvas.add("rect", x=left, y=top + 16, width=max(width - 1, 0.0), height=18, class_=phase)
             if width > 34:
@@ -31,8 +32,8 @@ def phases(methods: Sequence[Shown]) -> Markup | None:
                 canvas.text(left + width / 2, top + 29, words, "middle", f"on {phase}")
             left += width
 
-    canvas = _rows(bars, 42, draw, [(phase, phase, -1) for phase in PHASES])
-    said = [f"{m.name}: " + ", ".join(f"{p} {text.percent(m.shares.get(p))}" for p in PHASES) for m in bars]
+    canvas = _rows(bars, 42, draw, [(phase, phase, -1) for phase in DECODING_PHASES])
+    said = [f"{m.name}: " + ", ".join(f"{p} {text.percent(m.shares.get(p))}" for p in DECODING_PHASES) for m in bars]
     return canvas.svg("plot-phases", "Where decoding time goes", "; ".join(said) + ".")
 
 

@@ -15,7 +15,6 @@ from specdec.experiments.report.run_files import RunFiles
 from specdec.experiments.report.svg import Canvas
 
 COLOURS = 8
-PHASES = ("draft", "verify", "accept", "commit", "host")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from specdec.experiments.report.page import FOLDER as REPORT
 from specdec.experiments.report.svg import Canvas
 from specdec.experiments.trace.layout import rows
 from specdec.experiments.trace.record import Trace, TracedStep
+from specdec.metrics import STEP_PHASES
 
 FOLDER = Path(__file__).parent
-PHASES = ("draft", "verify", "accept", "commit")
 STRIP_HEIGHT = 48.0
 
 
@@ -54,7 +54,7 @@ def render(traces: Sequence[Trace]) -> str:
         script_hash=base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode(),
         shown=shown,
         begin=drafting[0] if drafting else 0,
-        phases=PHASES,
+        phases=STEP_PHASES,
     )
 
 
@@ -99,7 +99,7 @@ def _rounded(probability: float | None) -> float | None:
 
 
 def _times(step: TracedStep) -> list[float]:
-    return [step.seconds(phase) for phase in PHASES]
+    return [step.seconds(phase) for phase in STEP_PHASES]
 
 
 def _said(trace: Trace, number: int, step: TracedStep) -> str:

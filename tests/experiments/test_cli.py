@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import specdec
+from specdec.experiments import run
 from specdec.experiments.cli import main
 
 
@@ -42,7 +43,12 @@ def one_line(capsys: pytest.CaptureFixture[str], code: int) -> str:
         (["measure.time_limit=-1"], "measure.time_limit is -1"),
         (["measure.max_new_tokens=200"], "200, but the target has 160 positions"),
         (["stream=0"], "stream is 0"),
-        (["target=nothing"], "Known: pretrained, tiny"),
+        (["target=nothing"], "Known: pretrained, tiny; any model: target=pretrained target.name=nothing"),
+        (["target=/no/such"], "target=/no/such is not there. Known: pretrained, tiny"),
+        (["--drafter", "x"], "there is no option --drafter; settings are given as name=value: drafter=x"),
+        (["--drafter=x"], "given as name=value: drafter=x"),
+        (["--drafter", "drafter=ngram"], "given as name=value: drafter=VALUE"),
+        (["-d", "x"], "there is no option -d"),
         (["target.name=/nowhere/at/all"], "does not exist"),
         (["target=pretrained", "target.name=???"], "target.name has no value"),
         (["target._target_=os.system"], "would run code from outside specdec"),
@@ -103,11 +109,32 @@ def test_mistakes_in_one_line(
     assert not (directory / "requests.jsonl").exists()
 
 
+@pytest.mark.parametrize("refused", ["a file in its way", "no right to write"])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
+    refused: str, specdec_run: Callable[..., tuple[int, Path]], tmp_path: Path, monkeypatch, capsys
+):
+    def fail(*_: object) -> None:
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr(run, "run", fail)
+    if refused == "a file in its way":
+        (tmp_path / "folder").write_text("a text")
+    else:
+        (tmp_path / "folder").mkdir()
+        monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may be run by root, who may write anywhere
+    code, _ = specdec_run("drafter=ngram", f"hydra.run.dir={tmp_path}/folder/inner")
+    told = one_line(capsys, code)
+    assert "the run's folder folder/inner cannot be written: " in told
+    assert told.endswith("give another hydra.run.dir=")
+    assert not (tmp_path / "folder" / "inner").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
         ([], "nothing to train was chosen"),
         (["experiment=demo"], "start it with `specdec run`"),
+        (["--steps", "3"], "there is no option --steps; settings are given as name=value: steps=3"),
         (["drafter=ngram"], "give a drafter that is trained"),
         (["experiment=train_tiny", "training.step=3"], "Did you mean 'training.steps'?"),
         (["experiment=train_tiny", "+training.model.hiden_size=3"], "Did you mean 'hidden_size'?"),
@@ -137,7 +164,14 @@ def test_other_commands(capsys, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["--version"], [], ["rum"], ["run", "--help"], ["train", "--help"], ["run", "drafter=ngrm"]]
-    + [["run", "foo=1"], ["run", "resume=/nowhere"], ["report", "--help"], ["trace", "--help"]],
+    + [
+        ["run", "foo=1"],
+        ["run", "--drafter", "x"],
+        ["run", "hydra.run.dir=/dev/null/x"],
+        ["run", "resume=/nowhere"],
+        ["report", "--help"],
+        ["trace", "--help"],
+    ],
     ids=" ".join,
 )
 def test_answers_that_need_no_torch(words: list[str], tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from specdec.experiments.leaderboard import best, markdown, recommendations, show_leaderboard
-from specdec.experiments.machine_noise import AGAIN, add_noise, is_faster, is_none, noise_of, noise_words
+from specdec.experiments.machine_noise import AGAIN, add_noise, is_faster, is_unclear, noise_of, noise_words, warning
 from specdec.experiments.report.headline import headline
 
 SHARES = {"draft": 0.1, "verify": 0.8, "accept": 0.05, "commit": 0.03, "host": 0.02}
@@ -75,15 +75,15 @@ def test_noise_is_how_far_plain_decoding_is_from_itself(found, noise) -> None:
 )
 def test_what_is_a_speed_up(found, faster, none) -> None:
     assert is_faster(found) is faster
-    assert is_none(found) is none
-    assert noise_words(found).startswith("none: ") == none
+    assert is_unclear(found) is none
+    assert noise_words(found).startswith("unclear: ") == none
 
 
 def test_what_stands_beside_a_speed_up() -> None:
     said = {
-        "none: within noise (factor 2.98)": speedup(0.6, noise=2.98),
-        "none: within noise (±3.1 %)": speedup(1.02, 0.3, noise=1.031),
-        "none: may be chance": speedup(1.2, 0.3, noise=1.031),
+        "unclear: within noise (factor 2.98)": speedup(0.6, noise=2.98),
+        "unclear: within noise (±3.1 %)": speedup(1.02, 0.3, noise=1.031),
+        "unclear: may be chance": speedup(1.2, 0.3, noise=1.031),
         "noise ±3.1 %": speedup(1.2, noise=1.031),
         "noise ±31 %": speedup(2.0, noise=1.31),
         "noise factor 1.50": speedup(2.0, noise=1.5),
@@ -91,8 +91,11 @@ def test_what_stands_beside_a_speed_up() -> None:
         "": speedup(None, noise=1.1),
     }
     assert {noise_words(found): found for found in said.values()} == said
-    assert noise_words(speedup(1.2, None, noise=None)) == "none: may be chance"
-    assert noise_words(speedup(1.0, label=AGAIN, noise=1.25)) == "noise ±25 %"
+    assert noise_words(speedup(1.2, None, noise=None)) == "unclear: may be chance"
+    assert noise_words(speedup(1.0, label=AGAIN, noise=1.25)) == "noise measurement: ±25 %"
+    assert warning(speedup(1.0, label=AGAIN)) == ""
+    assert warning(speedup(1.0, label="failed check")) == "failed check"
+    assert warning(speedup(1.0)) == ""
 
 
 def test_noise_is_of_the_same_questions_and_the_same_baseline() -> None:
@@ -116,7 +119,7 @@ def test_each_category_has_its_own_recommendation() -> None:
     )
     assert best(made["methods"], "code") == ["a", "b"]
     (sentence,) = recommendations(made)
-    nowhere = "none for prose, where nothing is faster beyond chance and noise"
+    nowhere = "no drafter for prose, where nothing is faster beyond chance and noise"
     assert sentence == (
         f"Recommended: a or b for code; {nowhere}; over all, a. Chosen among 9 cells by each cell's own interval: "
         "the best of many looks better than it is."
@@ -128,7 +131,7 @@ def test_one_drafter_for_all_and_none_for_any() -> None:
     (sentence,) = recommendations(summary(a=fast, b=slow))
     assert sentence.startswith("Recommended: a for code and prose. Chosen among 6 cells by")
     assert recommendations(summary(b=slow)) == [
-        "Recommended: no drafter; none is faster than plain decoding beyond chance and this machine's noise."
+        "Recommended: no drafter; nothing is faster than plain decoding beyond chance and this machine's noise."
     ]
     few = both(speedup(2.0, None), speedup(1.05), speedup(2.0))  # one prompt of code, and prose within the noise
     (sentence,) = recommendations(summary(a=few))
@@ -154,10 +157,12 @@ def test_every_speed_up_has_its_words_beside_it() -> None:
         line for line in text.splitlines() if line.startswith(("| good", "| broken", "| none_again"))
     )
     assert "**2.00x** [1.98, 2.02]<br>noise ±5.0 %<br>2.00 accepted" in good
-    assert "| 1.05x [1.03, 1.07]<br>none: within noise (±10 %)<br>" in good
+    assert "| 1.05x [1.03, 1.07]<br>unclear: within noise (±10 %)<br>" in good
     assert "10/80/5/3/2" in good
     assert broken.count("failed check") == 3
     assert "**" not in broken + again
+    assert "plain again" not in text
+    assert "noise measurement: ±" in again
     assert "Note: a note" in text
     caveat = "An interval is of its cell alone, not corrected for the number of cells: the best of many looks better "
     caveat += "than it is."

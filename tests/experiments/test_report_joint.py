@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,20 @@ def test_the_page(runs, tmp_path):
     assert EVIL in " ".join(page.words)
     names = [tag for tag, _ in page.tags]
     assert names.count("table") == names.count("caption") == 3 + len(CATEGORIES)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_was_written_is_told_from_here_or_in_full(runs, tmp_path, monkeypatch, capsys, inside: bool):
+    """However the runs were given: relative to the present folder all of them, or none."""
+    here = tmp_path if inside else tmp_path / "elsewhere"
+    here.mkdir(exist_ok=True)
+    monkeypatch.chdir(here)
+    assert main(["report", str(runs[0]), os.path.relpath(runs[1])]) == 0
+    files = ["a/report.html", "b/report.html", "results.parquet", "results.html"]
+    folder = Path("machines") if inside else tmp_path / "machines"
+    assert capsys.readouterr().out.split() == [str(folder / file) for file in files]
+    assert main(["report", str(runs[0])]) == 0
+    assert capsys.readouterr().out.split() == [str(folder / "a/report.html")]
 
 
 @pytest.mark.parametrize(

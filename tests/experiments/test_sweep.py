@@ -70,6 +70,8 @@ def test_a_cell_that_fails_is_kept_with_its_error_and_the_others_go_on(run: Swee
     assert {path.name for path in failed.iterdir()} == {sweep.ERROR, sweep.OVERRIDES}
     assert "1 of 3 cells failed or are not done; go on: specdec run -m resume=sweep" in shown.err
     assert "drafter.length=0" in shown.out
+    (head,) = (line for line in shown.out.splitlines() if "┃ status" in line)
+    assert head.replace("┃", "").split() == ["cell", "status", "speed-up", "note"]
     assert "target.name" not in shown.out.partition("status")[2].partition("All cells")[0]  # common to all
     frame = pl.read_parquet("sweep/results.parquet")
     assert frame["config.drafter.length"].drop_nulls().unique().sort().to_list() == [2, 3]
@@ -83,6 +85,7 @@ def test_a_sweep_goes_on_without_running_what_is_done(run: Sweep, monkeypatch, c
     assert [row["status"] for row in table()] == ["done"] * 4
     failed = Path("sweep", table()[2]["cell"])
     (failed / sweep.ERROR).write_text("the machine was taken away\n\nTraceback\n")
+    assert "┃ note" not in capsys.readouterr().out  # of no cell is there one
     times = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/requests.jsonl")}
     monkeypatch.setattr(measure, "run_cell", None)
     assert main(["run", "-m", "resume=sweep"]) == 0

@@ -15,6 +15,7 @@ import pytest
 from specdec.experiments.trackers.base import Guarded, Tracker
 from specdec.experiments.trackers.noop import Noop
 from specdec.experiments.tracking import track_request, track_summary
+from specdec.metrics import DECODING_PHASES
 
 from .conftest import read_rows
 
@@ -135,7 +136,6 @@ def test_a_missing_wandb_is_one_line(specdec_run, monkeypatch, capsys):
     assert 'pip install "specdec[experiments]"' in line
 
 
-PHASES = ("draft", "verify", "accept", "commit", "host")
 CALLS = [name for name in vars(Tracker) if not name.startswith("_") and name != "wants_images"]
 
 
@@ -155,7 +155,7 @@ def test_a_tracker_that_fails_at_any_call_stops_nothing(call: str, error: BaseEx
     monkeypatch.setattr(Counting, call, fail)
     row = {"method": "ngram", "tpot": 1.0, "ttft": 1.0, "seconds": 1.0, "new_tokens": 2, "steps": 1}
     row["accept_lengths"] = [2]
-    rates = {"acceptance_by_depth": {"unconditional": [0.5]}, "phase_share": dict.fromkeys(PHASES, 0.2)}
+    rates = {"acceptance_by_depth": {"unconditional": [0.5]}, "phase_share": dict.fromkeys(DECODING_PHASES, 0.2)}
     entry = {"name": "ngram", "lossless": {"verdict": "yes"}, "baseline": "none", "requests": 1, "by_category": {}}
     entry |= {"speedup": {"ratio": 1.0, "low": None, "high": None, "label": "", "noise": None}}
     entry |= {"metrics": {**rates, "mean_accepted_length_pooled": 2.0, "tokens_per_second": 1.0}}

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from specdec.experiments.trace.page import PHASES, data, render
+from specdec.experiments.trace.page import data, render
 from specdec.experiments.trace.record import Trace
+from specdec.metrics import STEP_PHASES
 
 from .made import EVIL, made_trace, real_trace
 
@@ -65,7 +66,7 @@ def test_every_step_is_there(real: Trace) -> None:
         assert drawn["path"] == step.path
         assert drawn["target"][1:] == pytest.approx([*step.target[1:], step.own_target], abs=1e-3)
         assert drawn["draft"][1:-1] == pytest.approx(step.draft[1:], abs=1e-3)
-        assert drawn["times"] == pytest.approx([step.seconds(phase) for phase in PHASES], abs=1e-7)
+        assert drawn["times"] == pytest.approx([step.seconds(phase) for phase in STEP_PHASES], abs=1e-7)
         assert drawn["rows"][step.path[-1]] == drawn["rows"][-1]  # the target's own token goes on in line
     assert page.within["step"] == [accepted + own for accepted, own in real.pieces]
 
@@ -106,7 +107,7 @@ def test_texts_stay_texts() -> None:
     text = render([trace, trace])
     page = Page(text)
     names = [tag for tag, _ in page.tags]
-    assert names.count("b") == len(PHASES)  # where the times go
+    assert names.count("b") == len(STEP_PHASES)  # where the times go
     assert not {"u", "em"} & set(names)
     assert text.count("<script") == text.count("</script") == 2
     (shown, _) = page.data
