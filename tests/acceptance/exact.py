@@ -76,6 +76,7 @@ class ExactSampling:
 
     def __init__(self, choices: Choices):
         self._choices = choices
+        self._ends: list[list[float]] = []
 
     def probs(self, logits: Tensor, path: Tensor) -> Tensor:
         return logits.softmax(-1)
@@ -84,7 +85,15 @@ class ExactSampling:
         return torch.tensor([self._choices.choose(logits[0].softmax(-1))])
 
     def draw_from(self, probs: Tensor, depth: int) -> Tensor:
-        return torch.tensor([self._choices.choose(probs[0] / probs[0].sum())])
+        """The last token, which nothing depends on: a number behind the vocabulary stands for all that are possible."""
+        self._ends.append((probs[0] / probs[0].sum()).tolist())
+        return torch.tensor([probs.shape[-1] + len(self._ends) - 1])
+
+    def ends(self, token: int, vocab: int) -> dict[int, float]:
+        """The tokens that a last one, as it was emitted, stands for, with their probabilities."""
+        if token < vocab:
+            return {token: 1.0}
+        return {end: p for end, p in enumerate(self._ends[token - vocab]) if p > 0}
 
     def accept(self, probability: Tensor, depth: int, turn: int) -> Tensor:
         chance = probability[0].clamp(0, 1)
@@ -166,11 +175,12 @@ def drafts(policy: TreePolicy, drafter: Model) -> Iterator[tuple[float, TokenTre
         yield chance, trees[tokens]
 
 
-def emit(rule: AcceptanceRule, tree: TokenTree, logits: Tensor, choices: Choices) -> Text:
-    """The tokens of one step."""
+def emit(rule: AcceptanceRule, tree: TokenTree, logits: Tensor, choices: Choices) -> dict[Text, float]:
+    """What one step may write, but for its last token the same."""
     sampling: Any = ExactSampling(choices)
     verdict = rule(tree, logits, sampling)
-    return tuple(verdict.emitted(tree)[0, : int(verdict.num_accepted)].tolist())
+    *accepted, last = verdict.emitted(tree)[0, : int(verdict.num_accepted)].tolist()
+    return {(*accepted, end): p for end, p in sampling.ends(last, logits.shape[-1]).items()}
 
 
 def emitted_distribution(
@@ -182,11 +192,12 @@ def emitted_distribution(
     result: dict[Text, float] = {}
     for chance, tree in drafts(policy, drafter):
         logits = logits_of(target, node_paths(tree))
-        for weight, begun in outcomes(partial(emit, rule, tree, logits)):
-            if begun not in continued:
-                continued[begun] = joint(target, length, begun)
-            for text, p in continued[begun].items():
-                result[text] = result.get(text, 0.0) + chance * weight * p
+        for weight, ends in outcomes(partial(emit, rule, tree, logits)):
+            for begun, share in ends.items():
+                if begun not in continued:
+                    continued[begun] = joint(target, length, begun)
+                for text, p in continued[begun].items():
+                    result[text] = result.get(text, 0.0) + chance * weight * share * p
     return result, joint(target, length)
 
 
