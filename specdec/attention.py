@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
-from specdec.kernels.tree_attention import Backend, Plan, make_plan, packed, tree_attention
+from specdec.kernels.tree_attention import Backend, Plan, cpp, make_plan, packed, tree_attention
 
 if TYPE_CHECKING:
     from specdec.kernels.tree_attention.launch import Workspace
@@ -76,7 +76,7 @@ def choose_backend(backend: str, device: torch.device) -> Backend:
     """What `auto` stands for on this device, as far as that is known before the rows are.
 
     Raises:
-        ValueError: the name is unknown, or it has no trees.
+        ValueError: the name is unknown, it has no trees, or it cannot run here.
     """
     if backend in CHAINS_ONLY:
         raise ValueError(
@@ -87,9 +87,17 @@ def choose_backend(backend: str, device: torch.device) -> Backend:
         raise ValueError(f"unknown attention backend {backend!r}; expected one of: {', '.join(BACKENDS)}")
     if backend == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("attention backend 'triton' needs a GPU, this model is on the CPU; use 'auto' or 'packed'")
+    if backend == "cpp":
+        if device.type != "cpu":
+            raise ValueError(
+                f"attention backend 'cpp' is for the CPU, this model is on {device}; use 'auto' or 'triton'"
+            )
+        cpp.require()
     if backend != "auto":
         return cast(Backend, backend)
-    return "packed" if device.type == "cpu" else "auto"  # on CUDA the operation itself chooses: trees or prompts
+    if device.type != "cpu":
+        return "auto"  # on CUDA the operation itself chooses: trees or prompts
+    return "cpp" if cpp.available() else "packed"
 
 
 def tree_attention_forward(
@@ -118,8 +126,8 @@ def tree_attention_forward(
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     window, cap = sliding_window or 0, softcap or 0.0
     fixed = rows.fixed_chunks
-    if rows.backend == "packed":
-        output = packed.attend(
+    if rows.backend in ("packed", "cpp"):
+        output = (packed if rows.backend == "packed" else cpp).attend(
             q, key, value, rows.plan, scale=scale, window=window, softcap=cap, sinks=s_aux, fixed_chunks=fixed
         )
     else:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specdec.cache import MAX_SPANS, Places, find_pages, in_pages
-from specdec.kernels.tree_attention import Plan, make_plan, packed, tree_attention
+from specdec.kernels.tree_attention import Plan, cpp, make_plan, packed, tree_attention
 
 # Not `torch.library.custom_op`: with so many tensors its wrapper takes 110 us a call and layer, this way takes 5.
 _library = torch.library.Library("specdec", "FRAGMENT")
@@ -30,12 +30,14 @@ class _Step:
 
     Attributes:
         rows: `[R]` int64, rows that are written; None for all, or where `written` has spans.
+        listed: `[W, 3]` int64 instead: (row, page, place in it).
     """
 
     address: int
     plan: Plan | None
-    written: Places
-    rows: Tensor | None
+    written: Places | None = None
+    rows: Tensor | None = None
+    listed: Tensor | None = None
 
 
 # Made by layer 0 of every pass for the layers after it: the host reads lengths and words once a pass, not once a layer.
@@ -67,15 +69,26 @@ def _attend(
     """Write the live rows' KV, then attend: `[1, R, Hq, Dv]`."""
     step = _step[0] if _step else None
     if layer == 0 or step is None or step.address != context_lens.data_ptr():
-        plan = make_plan(block_table, row_starts, context_lens, tree_sizes, words) if backend == "packed" else None
-        step = _Step(
-            context_lens.data_ptr(), plan, *_written(block_table, keys.shape[3], counts, places, words.shape[0])
+        on_host = backend in ("packed", "cpp")
+        plan = make_plan(block_table, row_starts, context_lens, tree_sizes, words) if on_host else None
+        pages = (block_table, keys.shape[3], counts, places, words.shape[0])
+        step = (
+            _Step(context_lens.data_ptr(), plan, listed=_listed(*pages))
+            if backend == "cpp"
+            else _Step(context_lens.data_ptr(), plan, *_written(*pages))
         )
         _step[:] = [step]
     k_pool, v_pool = keys[key_index], values[value_index]  # [pages, Hkv, page, D]
+    q = q[0].transpose(0, 1)  # [R, Hq, D]
+    if step.listed is not None and step.plan is not None:
+        output = cpp.attend(
+            q, k_pool, v_pool, step.plan, scale=scale, window=window, softcap=softcap, sinks=sinks,
+            new_k=k[0].transpose(0, 1), new_v=v[0].transpose(0, 1), written=step.listed,
+        )  # fmt: skip
+        return output[None]
+    assert step.written is not None
     for pool, rows in ((k_pool, k[0]), (v_pool, v[0])):
         step.written.write(pool, rows if step.rows is None else rows[:, step.rows])
-    q = q[0].transpose(0, 1)  # [R, Hq, D]
     if step.plan is not None:
         output = packed.attend(q, k_pool, v_pool, step.plan, scale=scale, window=window, softcap=softcap, sinks=sinks)
     else:
@@ -98,6 +111,17 @@ def _written(block_table: Tensor, page: int, counts: Tensor, places: Tensor, row
     slots = index // nodes
     found = find_pages(block_table, page, slots, places[slots] + index % nodes)
     return Places(*found), None if len(index) == rows else index
+
+
+def _listed(block_table: Tensor, page: int, counts: Tensor, places: Tensor, rows: int) -> Tensor:
+    """Where the live ones of `[B, N]` rows go: `[W, 3]` int64 (row, page, place in it)."""
+    nodes = rows // len(counts)
+    found = []
+    for b, (count, first, table) in enumerate(zip(counts.tolist(), places.tolist(), block_table.tolist(), strict=True)):
+        for j in range(count):
+            number, place = divmod(first + j, page)
+            found.append((b * nodes + j, table[number], place))
+    return torch.tensor(found, dtype=torch.int64).view(-1, 3)
 
 
 def _attend_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:

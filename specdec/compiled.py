@@ -31,6 +31,7 @@ from specdec.attention import evaluating, plugged_in
 from specdec.buckets import bucket
 from specdec.cache import RowsOnly, TreeCache
 from specdec.core import TargetOutput
+from specdec.kernels.common.native import no_compiler
 from specdec.packed_weights import fingerprint, forget, share
 from specdec.tree.token_tree import num_words
 
@@ -277,10 +278,7 @@ def check_compiler(device: torch.device) -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
-        raise ValueError(
-            "compile=True needs a C++ compiler and found none: install g++ (Debian, Ubuntu: apt install g++; conda: "
-            "conda install gxx) or name one in the environment variable CXX; or use compile=False"
-        ) from error
+        raise no_compiler("compile=True") from error
 
 
 def _homes(cache: TreeCache) -> tuple[Home, ...]:

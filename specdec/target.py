@@ -33,7 +33,7 @@ class Target:
 
     Args:
         model: any transformers causal LM whose attention can be replaced; it is left as it was found.
-        backend: of tree attention: auto, packed, triton, sdpa, flex or naive.
+        backend: of tree attention: auto, packed, cpp, triton, sdpa, flex or naive.
         hidden_layers: layers whose outputs every result carries (see TargetOutput).
         compile: verify with compiled graphs (see `compiled`), made when first needed or by `warmup`. Prefill stays as
             it is.

@@ -16,10 +16,9 @@ from transformers import PreTrainedModel
 import specdec
 from specdec import compiled
 from specdec.buckets import bucket, buckets
-from specdec.cache import Places
 from specdec.drafters.draft_model import DraftModel
 from specdec.engine import Engine
-from specdec.kernels.tree_attention import tree_attention
+from specdec.kernels.tree_attention import cpp, tree_attention
 from specdec.target import Target
 from specdec.tree.token_tree import TokenTree
 from tests.models import make_model, noisy_copy, ragged_batch
@@ -83,18 +82,20 @@ def test_one_graph_for_all_lengths() -> None:
     for target in (eager, fast):
         for arena in target.cache.arenas:
             arena[:, 0, :, 23:], arena[:, 1, :, 12:] = 1e30, 1e30  # nobody reads what nobody wrote
-    written: list[int] = []
-    write = Places.write
+    given: list[int] = []
+    attend = cpp.attend
 
-    def watched(places: Places, arena: torch.Tensor, rows: torch.Tensor) -> None:
-        written.append(arena.data_ptr())
-        write(places, arena, rows)
+    def watched(
+        q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *others: Any, **settings: Any
+    ) -> torch.Tensor:
+        given.extend((keys.data_ptr(), values.data_ptr()))
+        return attend(q, keys, values, *others, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Places, "write", watched)
+        patch.setattr(cpp, "attend", watched)
         assert_same_pass(eager, fast, RAGGED, 1e-4)
     pools = [x.data_ptr() for target in (eager, fast) for x in (target.cache.keys[0], target.cache.values[0])]
-    assert written == pools  # in place: the graph was given the arena itself, no copy of it
+    assert given == pools  # in place: the graph was given the arena itself, no copy of it
     assert graphs() == made
 
 
@@ -107,9 +108,9 @@ def test_buckets() -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 6])  # copies by span, one indexed write
-@pytest.mark.parametrize("backend", ["packed", "naive"])
+@pytest.mark.parametrize("backend", ["packed", "cpp", "naive"])
 def test_the_operator_writes_live_rows_and_attends(batch: int, backend: str) -> None:
-    nodes, heads, room, size, layer = 3, 2, 12, 8, 1
+    nodes, heads, room, size, layer = 3, 2, 12, 16, 1
     tree = TokenTree.from_lists([([1, 2, 3][: 3 - b % 3], [-1, 0, 0][: 3 - b % 3]) for b in range(batch)])
     context = torch.arange(1, batch + 1, dtype=torch.int32)
     keys, values = (torch.randn(2, batch, heads, room, size) for _ in range(2))

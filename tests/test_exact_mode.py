@@ -274,7 +274,7 @@ def test_every_face_takes_it(model: PreTrainedModel) -> None:
 @pytest.mark.parametrize("backend", ["sdpa", "flex", "naive"])
 def test_backends_that_cannot(model: PreTrainedModel, backend: str) -> None:
     with pytest.raises(
-        ValueError, match=f"exact=True needs an attention backend .* auto, packed or triton; got '{backend}'"
+        ValueError, match=f"exact=True needs an attention backend .* auto, packed, cpp or triton; got '{backend}'"
     ):
         Target(model, backend=backend, exact=True)
 

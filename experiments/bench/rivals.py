@@ -13,7 +13,7 @@ from torch import Tensor
 from specdec.experiments.bench.grid import Cell
 from specdec.experiments.bench.inputs import Inputs
 from specdec.experiments.bench.sdpa import batched, dense_mask, make_packed_sdpa, make_sdpa
-from specdec.kernels.tree_attention import flash_attn, flex, packed, tree_attention, varlen
+from specdec.kernels.tree_attention import cpp, flash_attn, flex, packed, tree_attention, varlen
 from specdec.kernels.tree_attention.chains import fits
 
 NAIVE_SLOTS = 1024  # it exists to be read
@@ -107,6 +107,7 @@ def _varlen_reads_in_place() -> bool:
 
 METHODS: list[Method] = [
     Method("triton", partial(_on, "cuda"), lambda i: _tree_attention(i, "triton")),
+    Method("cpp", lambda c, d: d == "cpu" and cpp.available(), lambda i: _with_plan(i, cpp.attend)),
     Method("packed", partial(_on, "cpu"), lambda i: _with_plan(i, packed.attend)),
     Method("sdpa", _plain, make_sdpa),
     Method("sdpa_packed", _plain, make_packed_sdpa),

@@ -7,6 +7,7 @@ whose bits are set in its ancestor words. Backends, chosen by `backend="auto"`:
 |---|---|---|
 | naive | any | the maths, in the input's dtype; float64 is the tests' oracle |
 | packed | CPU | query heads of one KV head packed into one matrix; `Plan` shared by all layers of a step |
+| cpp | CPU | C++, compiled when first used: all sequences of a pass in one call |
 | sdpa | any | torch's SDPA with dense masks; the rival in benchmarks |
 | triton | CUDA | fused.py: split-KV, device-side lengths, graph-capturable |
 | flex | any | torch's FlexAttention; compiled on CUDA, plain operators on the CPU |
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.common.dispatch import has_triton, require_triton
-from specdec.kernels.tree_attention import flash_attn, flex, packed, sdpa, varlen
+from specdec.kernels.tree_attention import cpp, flash_attn, flex, packed, sdpa, varlen
 from specdec.kernels.tree_attention.chains import fits
 from specdec.kernels.tree_attention.checks import check_shapes, check_values
 from specdec.kernels.tree_attention.naive import tree_attention_naive
@@ -29,9 +30,9 @@ from specdec.kernels.tree_attention.plan import Plan, make_plan
 if TYPE_CHECKING:
     from specdec.kernels.tree_attention.launch import Workspace
 
-__all__ = ["Backend", "Plan", "flex", "make_plan", "packed", "sdpa", "tree_attention", "tree_attention_naive"]
+__all__ = ["Backend", "Plan", "cpp", "flex", "make_plan", "packed", "sdpa", "tree_attention", "tree_attention_naive"]
 
-Backend = Literal["auto", "naive", "packed", "sdpa", "triton", "flex", "varlen", "flash_attn"]
+Backend = Literal["auto", "naive", "packed", "cpp", "sdpa", "triton", "flex", "varlen", "flash_attn"]
 
 
 def tree_attention(
@@ -71,7 +72,7 @@ def tree_attention(
             context + number of its visible nodes - 1; its visible nodes lie at successive positions.
         softcap: scores become softcap * tanh(scores / softcap) after scaling; 0 for none.
         sinks: `[Hq]` logits that join the softmax's denominator, or None.
-        fixed_chunks: give every row bits that do not depend on the batch; slower. On the CPU (packed) they equal
+        fixed_chunks: give every row bits that do not depend on the batch; slower. On the CPU (packed, cpp) they equal
             one-token decoding over the row's path, on the GPU they do so for chains.
         backend: see the module's table. "auto": packed on the CPU; on CUDA triton, and for chains without words the
             first of varlen, flash_attn and sdpa that is there and applies.
@@ -98,8 +99,10 @@ def tree_attention(
         backend = choose_backend(q, v_pool, words, softcap, sinks, fixed_chunks)
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
-    if fixed_chunks and backend not in ("packed", "triton"):
-        raise ValueError(f"fixed_chunks needs backend 'packed' or 'triton', got {backend!r}")
+    if fixed_chunks and backend not in ("packed", "cpp", "triton"):
+        raise ValueError(f"fixed_chunks needs backend 'packed', 'cpp' or 'triton', got {backend!r}")
+    if backend == "cpp" and q.device.type != "cpu":
+        raise ValueError(f"backend 'cpp' needs tensors on the CPU, got {q.device.type}; use 'triton'")
     if backend == "naive":
         return tree_attention_naive(
             q, k_pool, v_pool, block_table, row_starts, context_lens, tree_sizes, words,
@@ -114,8 +117,8 @@ def tree_attention(
             softcap=softcap, sinks=sinks, fixed_chunks=fixed_chunks, workspace=workspace,
         )  # fmt: skip
     plan = plan or make_plan(block_table, row_starts, context_lens, tree_sizes, words, rows=q.shape[0])
-    if backend == "packed":
-        return packed.attend(
+    if backend in ("packed", "cpp"):
+        return (packed if backend == "packed" else cpp).attend(
             q, k_pool, v_pool, plan, scale=scale, window=window, softcap=softcap, sinks=sinks, fixed_chunks=fixed_chunks
         )
     attend = {"sdpa": sdpa.attend, "flex": flex.attend, "varlen": varlen.attend, "flash_attn": flash_attn.attend}[

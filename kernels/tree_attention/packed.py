@@ -42,18 +42,39 @@ def attend(
     """
     if fixed_chunks:
         return _attend_rows(q, k_pool, v_pool, plan, scale, window, softcap, sinks)
-    limit = max(16, min(_CHUNK_ROWS, _SCORE_BYTES // (q.shape[1] * 4 * plan.longest + 1)))
-    if len(plan.spans) == 1 and plan.covered and q.shape[0] <= limit:
+    if len(plan.spans) == 1 and plan.covered and q.shape[0] <= _limit(q, plan):
         return _attend_span(q, k_pool, v_pool, plan, plan.spans[0], scale, window, softcap, sinks)
     out = q.new_empty(q.shape[0], q.shape[1], v_pool.shape[3])  # [R, Hq, Dv]
     if not plan.covered or not plan.spans:
         out.zero_()
     for span in plan.spans:
-        for part in chunks(span, limit) if plan.words is None else _split(span, limit):
-            out[part.first : part.end] = _attend_span(
-                q[part.first : part.end], k_pool, v_pool, plan, part, scale, window, softcap, sinks
-            )
+        attend_span(out, q, k_pool, v_pool, plan, span, scale, window, softcap, sinks)
     return out
+
+
+def attend_span(
+    out: Tensor,  # [R, Hq, Dv]
+    q: Tensor,  # [R, Hq, D]
+    k_pool: Tensor,
+    v_pool: Tensor,
+    plan: Plan,
+    span: Span,
+    scale: float,
+    window: int,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,  # [Hq]
+) -> None:
+    """Attention of one sequence, put into its rows of `out`."""
+    limit = _limit(q, plan)
+    for part in chunks(span, limit) if plan.words is None else _split(span, limit):
+        out[part.first : part.end] = _attend_span(
+            q[part.first : part.end], k_pool, v_pool, plan, part, scale, window, softcap, sinks
+        )
+
+
+def _limit(q: Tensor, plan: Plan) -> int:
+    """Rows done at a time."""
+    return max(16, min(_CHUNK_ROWS, _SCORE_BYTES // (q.shape[1] * 4 * plan.longest + 1)))
 
 
 def _split(span: Span, rows: int) -> list[Span]:

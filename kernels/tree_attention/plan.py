@@ -39,6 +39,7 @@ class Plan:
     _runs: dict[tuple[int, int, int], list[int]] = field(default_factory=dict, repr=False)
     _paths: dict[tuple[int, int], list[tuple[int, int, Tensor | None]]] = field(default_factory=dict, repr=False)
     _chains: list[Any] = field(default_factory=list, repr=False)  # see chains.py
+    calls: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False)  # see cpp.py
     _kept: list[int] = field(default_factory=lambda: [0], repr=False)  # bytes of _biases
 
     def nodes(self, span: Span) -> Tensor:

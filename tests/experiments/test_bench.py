@@ -129,7 +129,7 @@ def test_every_method_on_a_cpu_is_right(chain: bool, dtype: str) -> None:
     inputs = inputs_of(cell)
     wanted = gate.expected(inputs)
     chosen = rivals.methods(cell, "cpu") + [m for m in rivals.METHODS if m.name == "naive"]
-    assert [method.name for method in chosen] == ["packed", "sdpa", "sdpa_packed", "naive"]
+    assert [method.name for method in chosen] == ["cpp", "packed", "sdpa", "sdpa_packed", "naive"]
     for method in chosen:
         assert gate.error(method.make(inputs)(*inputs.pools[0]), wanted) <= wanted.allowed, method.name
 
@@ -245,8 +245,8 @@ def test_a_tiny_run_from_the_command_to_the_readme(tiny_grid: list[Cell], tmp_pa
     assert "old" not in text
     rows = [line.split(" | ")[:4] for line in text.splitlines() if line.startswith("| 2/1/16")]
     assert rows == [
-        ["| 2/1/16", "float32", batch, "7"] for batch in ("1", "2", "1", "2", "1")
-    ]  # over both forms of sdpa twice, over naive once
+        ["| 2/1/16", "float32", batch, "7"] for batch in ("1", "2", "1", "2", "1", "2", "1")
+    ]  # over packed and both forms of sdpa twice, over naive once
     assert text.count(f"| {OPEN} |") == len(verdicts(None))
     with pytest.raises(ValueError, match="a roofline needs times"):
         roofline(result, tmp_path / "roofline.png")

@@ -316,8 +316,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "two heads": ("varlen", {"chain": True, "dtype": torch.bfloat16, "value_dim": 16}, "equal head sizes .*32 and 16"),
     "softcap": ("varlen", {"chain": True, "dtype": torch.bfloat16, "softcap": 2.0}, "'varlen' has no softcap, got 2.0"),
     "sinks": ("flash_attn", {"chain": True, "dtype": torch.bfloat16, "sinks": True}, "'flash_attn' has no sinks"),
-    "fixed": ("varlen", {"chain": True, "fixed_chunks": True}, "fixed_chunks needs backend 'packed' or 'triton'"),
-    "fixed flex": ("flex", {"fixed_chunks": True}, "fixed_chunks needs backend 'packed' or 'triton', got 'flex'"),
+    "fixed": ("varlen", {"chain": True, "fixed_chunks": True}, "fixed_chunks needs .* 'cpp' or 'triton'"),
+    "fixed flex": ("flex", {"fixed_chunks": True}, "fixed_chunks needs .* 'cpp' or 'triton', got 'flex'"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specdec.kernels.tree_attention as tree_attention_module
-from specdec.kernels.tree_attention import make_plan, packed, tree_attention
+from specdec.kernels.tree_attention import cpp, make_plan, packed, tree_attention
 
 from .cases import DEVICE, Case, check, make_case
 
-HOST_BACKENDS = ["packed", "sdpa"]
+NEEDS_COMPILER = pytest.mark.skipif(DEVICE.type != "cpu" or not cpp.available(), reason="a CPU and a C++ compiler")
+ON_CPU = ["packed", pytest.param("cpp", marks=NEEDS_COMPILER)]
+HOST_BACKENDS = [*ON_CPU, "sdpa"]
 BATCHES = {  # contexts, sizes
     "empty context": ([0], [5]),
     "one row": ([70], [1]),
@@ -34,11 +37,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_packed_agrees_with_the_maths(batch: str, option: str) -> None:
+def test_cpu_agrees_with_the_maths(backend: str, batch: str, option: str) -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        check(make_case(*BATCHES[batch], dtype=dtype, **OPTIONS[option]), "packed")
+        check(make_case(*BATCHES[batch], dtype=dtype, **OPTIONS[option]), backend)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -48,19 +52,21 @@ def test_sdpa_agrees_with_the_maths(batch: str, option: str) -> None:
         check(make_case(*BATCHES[batch], dtype=dtype, **OPTIONS[option]), "sdpa")
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 8), (2, 7), (4, 1), (3, 4)], ids=lambda s: f"heads{s[0]}-group{s[1]}")
 @pytest.mark.parametrize("dims", [(32, 32), (64, 64), (80, 80), (128, 128), (48, 32)], ids=str)
-def test_head_shapes(shape: tuple[int, int], dims: tuple[int, int]) -> None:
+def test_head_shapes(backend: str, shape: tuple[int, int], dims: tuple[int, int]) -> None:
     heads, group = shape
     for dtype in (torch.float32, torch.bfloat16):
         case = make_case([40, 3], [9, 1], heads=heads, group=group, dim=dims[0], value_dim=dims[1], dtype=dtype)
-        check(case, "packed")
+        check(case, backend)
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("page", [1, 16, 24, 128, 1024])
-def test_page_sizes(page: int) -> None:
+def test_page_sizes(backend: str, page: int) -> None:
     for window in (0, 7):
-        check(make_case([100, 17], [6, 30], page=page, window=window), "packed")
+        check(make_case([100, 17], [6, 30], page=page, window=window), backend)
 
 
 @pytest.mark.parametrize("backend", HOST_BACKENDS)
@@ -99,7 +105,8 @@ def test_windows_about_as_long_as_the_sequence(backend: str) -> None:
         check(make_case([5], [4], chain=True, window=window), backend)
 
 
-def test_chain_words_and_no_words_agree() -> None:
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_chain_words_and_no_words_agree(backend: str) -> None:
     chain = make_case([20, 3], [9, 66], rows=[4, 66], chain=True, window=11)
     words = []
     for size, rows in ((9, 4), (66, 66)):
@@ -107,20 +114,22 @@ def test_chain_words_and_no_words_agree() -> None:
             low, high = (1 << (last + 1)) - 1 & (1 << 64) - 1, ((1 << (last + 1)) - 1) >> 64
             words.append([low - (1 << 64) if low >> 63 else low, high])
     spelled = Case({**chain.tensors, "words": torch.tensor(words, device=DEVICE)}, chain.options)
-    torch.testing.assert_close(spelled.run("packed"), chain.run("packed"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(spelled.run(backend), chain.run(backend), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(spelled.run("naive"), chain.run("naive"), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("option", ["plain", "softcap"])
-def test_long_chains_in_blocks_with_options(option: str) -> None:
+def test_long_chains_in_blocks_with_options(backend: str, option: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        check(make_case([50], [300], chain=True, dtype=dtype, **OPTIONS[option]), "packed")
-        check(make_case([50], [300], dtype=dtype, window=40, **OPTIONS[option]), "packed")
+        check(make_case([50], [300], chain=True, dtype=dtype, **OPTIONS[option]), backend)
+        check(make_case([50], [300], dtype=dtype, window=40, **OPTIONS[option]), backend)
 
 
-def test_riders_see_what_no_tree_has() -> None:
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_riders_see_what_no_tree_has(backend: str) -> None:
     for window in (0, 4, 12):
-        check(make_case([9, 0, 30], [12, 70, 3], riders=True, window=window), "packed")
+        check(make_case([9, 0, 30], [12, 70, 3], riders=True, window=window), backend)
 
 
 @pytest.mark.parametrize("pool_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
@@ -131,22 +140,25 @@ def test_eight_bit_pools_are_upcast(pool_dtype: torch.dtype) -> None:
     check(case, "packed")
 
 
-def test_one_plan_serves_every_layer() -> None:
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_one_plan_serves_every_layer(backend: str) -> None:
     case = make_case([40, 7], [9, 2])
     t = case.tensors
     plan = make_plan(t["block_table"], t["row_starts"], t["context_lens"], t["tree_sizes"], t["words"])
     for window in (0, 6, 0):
-        expected = case.run("packed", window=window)
+        expected = case.run(backend, window=window)
         scale = t["q"].shape[2] ** -0.5
-        assert torch.equal(packed.attend(t["q"], t["k_pool"], t["v_pool"], plan, scale=scale, window=window), expected)
+        attend = {"packed": packed, "cpp": cpp}[backend].attend
+        assert torch.equal(attend(t["q"], t["k_pool"], t["v_pool"], plan, scale=scale, window=window), expected)
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [0, 6])
-def test_fixed_chunks_equal_one_token_decoding(dtype: torch.dtype, window: int) -> None:
+def test_fixed_chunks_equal_one_token_decoding(backend: str, dtype: torch.dtype, window: int) -> None:
     """A tree row has the bits of a row whose path was committed and decoded one token at a time, alone."""
     case = make_case([21, 4], [13, 70], dtype=dtype, window=window)
-    tree = check(case, "packed", fixed_chunks=True)
+    tree = check(case, backend, fixed_chunks=True)
     t = case.tensors
     for row, b in ((5, 0), (12, 0), (13, 1), (13 + 64, 1)):
         node = row - (0, 13)[b]
@@ -158,7 +170,7 @@ def test_fixed_chunks_equal_one_token_decoding(dtype: torch.dtype, window: int) 
         one = {"row_starts": [0, 1], "context_lens": [len(slots) - 1], "tree_sizes": [1], "block_table": [[0]]}
         tensors = {k: torch.tensor(v, dtype=torch.int32) for k, v in one.items()}
         tensors |= {"q": t["q"][row : row + 1], "k_pool": pools[0], "v_pool": pools[1], "words": torch.tensor([[1]])}
-        alone = Case(tensors, case.options).run("packed", fixed_chunks=True)
+        alone = Case(tensors, case.options).run(backend, fixed_chunks=True)
         assert torch.equal(alone[0], tree[row])
 
 
@@ -181,6 +193,84 @@ def batches(draw: st.DrawFn) -> Case:
 @settings(max_examples=60)
 def test_packed_on_random_batches(case: Case) -> None:
     check(case, "packed")
+
+
+@NEEDS_COMPILER
+@given(batches(), st.booleans())
+@settings(max_examples=60)
+def test_cpp_on_random_batches(case: Case, fixed: bool) -> None:
+    check(case.with_options(softcap=0.0), "cpp", fixed_chunks=fixed)
+
+
+@NEEDS_COMPILER
+@given(batches())
+@settings(max_examples=30)
+def test_a_row_has_its_bits_in_any_company(case: Case) -> None:
+    """Alone, without the other sequences, and with as many threads as there are."""
+    case = case.with_options(softcap=0.0)
+    together = case.run("cpp", fixed_chunks=True)
+    starts = case.tensors["row_starts"].tolist()
+    for b, (first, end) in enumerate(pairwise(starts)):
+        part = {"q": case.tensors["q"][first:end], "row_starts": torch.tensor([0, end - first], dtype=torch.int32)}
+        part |= {name: case.tensors[name][b : b + 1] for name in ("block_table", "context_lens", "tree_sizes")}
+        part["words"] = None if case.tensors["words"] is None else case.tensors["words"][first:end]
+        assert torch.equal(
+            Case({**case.tensors, **part}, case.options).run("cpp", fixed_chunks=True), together[first:end]
+        )
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(case.run("cpp", fixed_chunks=True), together)
+    finally:
+        torch.set_num_threads(1)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_new_rows_are_written_first(dtype: torch.dtype) -> None:
+    """As the compiled passes do it: the keys and values of the rows themselves come with them."""
+    case = make_case([20, 0], [5, 3], page=16, dtype=dtype)
+    t, expected = case.tensors, case.run("cpp")
+    plan = make_plan(t["block_table"], t["row_starts"], t["context_lens"], t["tree_sizes"], t["words"])
+    written = torch.tensor([
+        (row, int(t["block_table"][b, (context + j) // 16]), (context + j) % 16)
+        for b, context, first, size in ((0, 20, 0, 5), (1, 0, 5, 3))
+        for j, row in enumerate(range(first, first + size))
+    ])  # fmt: skip
+    row, page, place = written.unbind(1)
+    new = [torch.empty(8, *t[name].shape[1::2], dtype=dtype) for name in ("k_pool", "v_pool")]
+    for rows, name in zip(new, ("k_pool", "v_pool"), strict=True):
+        rows[row] = t[name][page, :, place]
+        t[name][page, :, place] = torch.nan
+    out = cpp.attend(
+        t["q"],
+        t["k_pool"],
+        t["v_pool"],
+        plan,
+        scale=t["q"].shape[2] ** -0.5,
+        new_k=new[0],
+        new_v=new[1],
+        written=written,
+    )
+    assert torch.equal(out, expected)
+    assert torch.equal(t["k_pool"][page, :, place], new[0][row])
+    assert torch.equal(t["v_pool"][page, :, place], new[1][row])
+
+
+@NEEDS_COMPILER
+def test_nan_is_handed_on_and_nothing_else_is_touched() -> None:
+    case = make_case([70, 70], [3, 3], dtype=torch.float32)
+    before = case.run("cpp")
+    case.tensors["q"][4, 1, 2] = torch.nan
+    after = case.run("cpp")
+    assert after[4, 1].isnan().all()
+    after[4, 1] = before[4, 1]
+    assert torch.equal(after, before)
+
+
+@NEEDS_COMPILER
+def test_large_and_tiny_scores() -> None:
+    for scale in (1e-30, 1.0, 200.0):
+        check(make_case([100, 3], [5, 9], dtype=torch.float32, scale=scale), "cpp")
 
 
 @given(batches())
