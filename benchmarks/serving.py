@@ -36,8 +36,8 @@ from specdec.experiments.data import load_questions
 from specdec.experiments.engines.vllm_engine import SCRIPT
 from specdec.experiments.engines.worker import Worker
 from specdec.loading import load_model, load_tokenizer, model_path
-from specdec.pool import Pool
 from specdec.request import Request
+from specdec.serving_settings import ServingSettings
 
 Texts = list[list[int]]
 Way = Callable[[Sequence[Request]], Texts]
@@ -146,7 +146,7 @@ def serve_in_flight(engine: Engine, slots: int, rows: int) -> Way:
     def serve(requests: Sequence[Request]) -> Texts:
         texts: Texts = [[] for _ in requests]
         longest = PROMPTS[1] + OUTPUTS[1]
-        pool = Pool(slots, max_length=longest, rows=rows, keep=False, sharing=False)
+        pool = ServingSettings(slots, max_length=longest, rows=rows, keep=False, sharing=False)
         for generation in engine.run_many(((r, None) for r in requests), DecodingStats(), pool):
             if generation.error is not None:
                 raise generation.error
@@ -274,7 +274,7 @@ def prefix(
     read = {}
     for _ in track(range(rounds), "a shared prefix", console=stderr()):
         for sharing in waits:
-            pool = Pool(count, max_length=length + 100, sharing=sharing)
+            pool = ServingSettings(count, max_length=length + 100, sharing=sharing)
             stats = DecodingStats()
             for generation in engine.run_many(((r, None) for r in own), stats, pool):
                 assert generation.error is None
@@ -290,7 +290,7 @@ def prefix(
 
 def bookkeeping(engine: Engine, requests: Sequence[Request], rows: int, slots: int = 32) -> dict[str, Any]:
     """What scheduling, and all else on the host between forwards, takes of the time."""
-    stats, pool = DecodingStats(), Pool(slots, max_length=PROMPTS[1] + OUTPUTS[1], rows=rows)
+    stats, pool = DecodingStats(), ServingSettings(slots, max_length=PROMPTS[1] + OUTPUTS[1], rows=rows)
     for generation in engine.run_many(((r, None) for r in requests), stats, pool):
         assert generation.error is None
     share = stats.phases["host"] / sum(stats.phases.values())
@@ -303,7 +303,7 @@ def long_queue(engine: Engine, words: Sequence[int], count: int, slots: int = 32
     waiting = [
         Request([draw.choice(words) for _ in range(draw.randint(2, 8))], draw.randint(1, 4)) for _ in range(count)
     ]
-    pool, times, memory = Pool(slots, max_length=64, keep=False), [time.perf_counter()], [0]
+    pool, times, memory = ServingSettings(slots, max_length=64, keep=False), [time.perf_counter()], [0]
     every = max(count // 10, 1)
     served = engine.run_many(((r, None) for r in waiting), DecodingStats(), pool)
     for number, _ in enumerate(track(served, "a long queue", total=count, console=stderr()), 1):

@@ -98,15 +98,21 @@ class Block:
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> State:
         """A cache with room for texts and a block behind each."""
-        head = self.head
-        shape = LayerShape(head.decoder.num_key_value_heads, head.decoder.head_dim, head.decoder.head_dim, head.dtype)
-        rows = head.rows_for(self.policy.depth)
-        room = max_length + 2 * self.needs.max_nodes + rows
-        cache = TreeCache([shape] * len(head.layers), capacity, room, device)
+        head, rows = self.head, self.head.rows_for(self.policy.depth)
         before = torch.zeros(capacity, head.hidden_size, dtype=head.dtype, device=device)
         block = TokenTree.chain(torch.zeros(capacity, rows, dtype=torch.int64, device=device))
         words = block.words if head.config.causal else block.words[:, -1:].repeat(1, rows, 1)
-        return State(cache, before, block.depths, words)
+        return State(self._cache(capacity, max_length, device), before, block.depths, words)
+
+    def _cache(self, capacity: int, max_length: int, device: torch.device) -> TreeCache:
+        head = self.head
+        shape = LayerShape(head.decoder.num_key_value_heads, head.decoder.head_dim, head.decoder.head_dim, head.dtype)
+        room = max_length + 2 * self.needs.max_nodes + head.rows_for(self.policy.depth)
+        return TreeCache([shape] * len(head.layers), capacity, room, device)
+
+    def kv_bytes(self, capacity: int, max_length: int, device: torch.device) -> int:
+        """See Drafter."""
+        return self._cache(capacity, max_length, torch.device("meta")).nbytes
 
     @torch.inference_mode()
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:

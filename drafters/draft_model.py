@@ -80,6 +80,11 @@ class DraftModel:
         expanded = torch.full((capacity, self.needs.max_nodes), -1, dtype=torch.int64, device=model.device)
         return State(model, unread, expanded, device)
 
+    def kv_bytes(self, capacity: int, max_length: int, device: torch.device) -> int:
+        """See Drafter."""
+        model = Target(self.model, backend=self.backend)
+        return would_open(model, capacity, max_length, self._expanded + 2, device)
+
     def warmup(self, capacity: int) -> None:
         """With compile=True: compile now what proposals for `capacity` slots need."""
         Target(self.model, backend=self.backend, compile=self.compile).warmup(capacity, self._expanded + 2)
@@ -154,6 +159,15 @@ class DraftModel:
         state.model.cache.commit(places, run)
         leaf = tree.tokens.gather(1, verdict.last).to(path.device)  # [B, 1]
         state.unread.copy_(torch.where(count > run, leaf[:, 0], -1))
+
+
+def would_open(model: Target, capacity: int, max_length: int, nodes: int, device: torch.device) -> int:
+    """Bytes of KV on `device` that `model`, which is new and opens nothing else, takes for so much; see Target.open."""
+    if model.device != device:
+        return 0
+    model.device = torch.device("meta")  # shapes without memory
+    model.open(capacity, max_length, nodes)
+    return model.cache.nbytes
 
 
 def run_levels(model: Target, live: Tensor, nodes: int) -> Expand:

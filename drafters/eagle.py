@@ -106,16 +106,23 @@ class Eagle:
 
     def open(self, capacity: int, max_length: int, device: torch.device) -> State:
         """A cache with room for every node that growing a tree can run, behind what waits."""
-        layer, width, dtype = self.head.decoder, self.policy.depth + 1, self.head.dtype
-        room = max_length + width + self._expanded
-        shape = LayerShape(layer.num_key_value_heads, layer.head_dim, layer.head_dim, dtype)
+        width = self.policy.depth + 1
         return State(
-            TreeCache([shape], capacity, room, device),
+            self._cache(capacity, max_length, device),
             torch.zeros(capacity, width, dtype=torch.int64, device=device),
-            torch.zeros(capacity, width, layer.hidden_size, dtype=dtype, device=device),
+            torch.zeros(capacity, width, self.head.decoder.hidden_size, dtype=self.head.dtype, device=device),
             torch.zeros(capacity, dtype=torch.int32, device=device),
             max_length,
         )
+
+    def _cache(self, capacity: int, max_length: int, device: torch.device) -> TreeCache:
+        layer = self.head.decoder
+        shape = LayerShape(layer.num_key_value_heads, layer.head_dim, layer.head_dim, self.head.dtype)
+        return TreeCache([shape], capacity, max_length + self.policy.depth + 1 + self._expanded, device)
+
+    def kv_bytes(self, capacity: int, max_length: int, device: torch.device) -> int:
+        """See Drafter."""
+        return self._cache(capacity, max_length, torch.device("meta")).nbytes
 
     @torch.inference_mode()
     def start(self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput) -> None:

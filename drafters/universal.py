@@ -19,9 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec import loading
 from specdec.core import TargetOutput, TreePolicy
 from specdec.drafters import text_drafter
-from specdec.drafters.draft_model import run_levels
+from specdec.drafters.draft_model import run_levels, would_open
 from specdec.drafters.text_drafter import TextKeeper
 from specdec.drafters.translation import BothTexts, Translator
+from specdec.inspection import max_positions
 from specdec.sampling import Sampler
 from specdec.target import Target
 from specdec.tree.grow import check_width, count_expanded, grow
@@ -121,11 +122,21 @@ class Universal(TextKeeper[BothTexts]):
     def open(self, capacity: int, max_length: int, device: torch.device) -> State:
         """A cache with room for the draft model's tokens of every text."""
         model = Target(self.model, backend=self.backend)
-        nodes = count_expanded(self.policy) + 1
-        room = min(ROOM * max_length + nodes, model.max_positions or ROOM * max_length + nodes)
+        nodes, room = self._room(max_length)
         model.open(capacity, room, nodes)
         sampler = Sampler(capacity, model.vocab_size, model.device)
         return State(capacity, max_length, device, model=model, room=room, sampler=sampler)
+
+    def kv_bytes(self, capacity: int, max_length: int, device: torch.device) -> int:
+        """See Drafter."""
+        nodes, room = self._room(max_length)
+        return would_open(Target(self.model, backend=self.backend), capacity, room, nodes, device)
+
+    def _room(self, max_length: int) -> tuple[int, int]:
+        """Nodes behind a text, and tokens of the draft model's text, at most."""
+        nodes = count_expanded(self.policy) + 1
+        most = ROOM * max_length + nodes
+        return nodes, min(most, max_positions(self.model) or most)
 
     def start(  # type: ignore[override]
         self, state: State, slots: list[int], prompts: list[list[int]], prefill: TargetOutput

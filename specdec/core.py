@@ -116,6 +116,9 @@ class Drafter(Protocol):
         attach(target): gives this drafter as it works with that Target, whose embedding, head or layers it uses; raises
             a ValueError where it does not fit. Called once, when the two are put together, before `open`.
         forget(): what it keeps over requests is as it was when it was made; states that are open stay as they are.
+        kv_bytes(capacity, max_length, device): of the KV that `open` makes for it on that device; `generate_many` gives
+            the target's pages what this leaves of its memory.
+        drafters: its parts, where it is made of others; what is asked of it is asked of them, too.
     """
 
     needs: DraftNeeds
@@ -145,6 +148,14 @@ def forget(drafter: Drafter) -> None:
     """Its `forget`, where it keeps anything over requests: the next ones find it as the first ones did."""
     if own := getattr(drafter, "forget", None):
         own()
+
+
+def own_kv_bytes(drafter: Drafter, capacity: int, max_length: int, device: torch.device) -> int:
+    """Of the KV that a drafter and its parts keep for themselves on `device`, once they are opened."""
+    own = getattr(drafter, "kv_bytes", None)
+    parts: Iterable[Drafter] = getattr(drafter, "drafters", ())
+    found = int(own(capacity, max_length, device)) if own else 0
+    return found + sum(own_kv_bytes(part, capacity, max_length, device) for part in parts)
 
 
 class TrainableHead(Protocol):

@@ -12,6 +12,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from specdec import loading, registry
+from specdec.arrivals import Arrival
 from specdec.engine import Engine, serve
 from specdec.inputs import (
     check_count,
@@ -23,12 +24,11 @@ from specdec.inputs import (
     stop_criteria,
 )
 from specdec.inspection import check_length
-from specdec.many import Chat, Results, TextRequest
+from specdec.many import Chat, Results, TextRequest, described
 from specdec.metrics import DecodingStats
-from specdec.pool import Pool
 from specdec.request import Request
 from specdec.sampling import SamplingParams
-from specdec.serving import Arrival
+from specdec.serving_settings import ServingSettings
 from specdec.text import TextPieces
 from specdec.turn import Turn
 
@@ -149,6 +149,8 @@ class SpeculativeDecoder:
         self,
         requests: Iterable[str | Chat | Sequence[int] | TextRequest | Mapping[str, Any] | None],
         *,
+        max_new_tokens: int = 128,
+        sampling: SamplingParams | None = None,
         slots: int = 32,
         max_length: int | None = None,
         memory: int | float | None = None,
@@ -168,12 +170,13 @@ class SpeculativeDecoder:
                 taken one by one as there is room for them: the iterable may be long, but should not let us wait. Where
                 none has come yet it gives None, and is asked again after the next step, or a millisecond if there is
                 none.
+            max_new_tokens, sampling: of the requests that do not say; greedy if None.
             slots: how many are served at once, at most.
             max_length: tokens of a prompt and its continuation, at most; None for 4096, or the model's positions if
                 they are fewer. Drafters have buffers of that length for every slot.
-            memory: for the KV of all requests: bytes, or a share of the free memory (0.0 to 1.0); None for what all
-                slots can use, but at most half of what is free. Where it runs out, the request that came last gives
-                up its pages, and goes on when there is room.
+            memory: for the KV of all requests, a draft model's or head's own included: bytes, or a share of the free
+                memory (0.0 to 1.0); None for what all slots can use, but at most half of what is free. Where it runs
+                out, the request that came last gives up its pages, and goes on when there is room.
             page: tokens of a page of KV; None for 64, or with compile=True on the CPU for a slot's room.
             rows: of a forward pass, at most, drafts not counted: what running requests leave of them reads prompts;
                 None for 256, on a GPU 2048.
@@ -186,18 +189,28 @@ class SpeculativeDecoder:
             An iterator of results, each as its request ends, with `cancel(index)` and `close()`.
 
         Raises:
-            ValueError: slots, max_length, memory, page or rows are out of range, or there is no memory for a page.
+            ValueError: a setting is out of range, `requests` are none, or there is no memory for a page.
         """
-        if isinstance(requests, str | Mapping | TextRequest):
-            raise ValueError("generate_many takes several requests, got one; give a list of it, or use generate")
+        if isinstance(requests, str | bytes | Mapping | TextRequest) or _is_ids(requests) or _is_messages(requests):
+            raise ValueError(
+                f"generate_many takes several requests, got one: {described(requests)}; give a list of it, or use "
+                "generate"
+            )
+        if not isinstance(requests, Iterable):
+            raise ValueError(f"requests is {described(requests)}; expected an iterable of prompts or TextRequests")
+        check_count(max_new_tokens)
+        (default,) = settings_of(sampling, 1)
         keep = stats is not None
-        pool = Pool(slots, max_length, memory, page, rows, sharing, keep, watch=watch)
+        settings = ServingSettings(slots, max_length, memory, page, rows, sharing, keep, watch=watch)
         prompts: dict[int, object] = {}
-        arrivals = self._arrivals(iter(requests), prompts)
-        ended = self.engine.run_many(arrivals, stats if stats is not None else DecodingStats(), pool)
-        return Results(ended, prompts, pool.cancelled, self._text)
+        arrivals = self._arrivals(iter(requests), prompts, max_new_tokens, default)
+        ended = self.engine.run_many(arrivals, stats if stats is not None else DecodingStats(), settings)
+        return Results(ended, prompts, settings.cancelled, self._text)
 
-    def _arrivals(self, requests: Iterator[object], prompts: dict[int, object]) -> Iterator[Arrival]:
+    def _arrivals(
+        self, requests: Iterator[object], prompts: dict[int, object], most: int, default: SamplingParams
+    ) -> Iterator[Arrival]:
+        """`most` new tokens and `default` are for requests that do not say."""
         row = -1
         for given in requests:
             if given is None:
@@ -209,8 +222,9 @@ class SpeculativeDecoder:
                 each = TextRequest.of(given)
                 criteria = stop_criteria(each.stopping_criteria, each.stop_strings, self.tokenizer)
                 processors = row_processors(each.logits_processor, row)
-                (sampling,) = settings_of(each.sampling, 1)
-                request = self._request(self._encode(each.prompt), each.max_new_tokens, sampling, processors, criteria)
+                (sampling,) = settings_of(default if each.sampling is None else each.sampling, 1)
+                count = most if each.max_new_tokens is None else each.max_new_tokens
+                request = self._request(self._encode(each.prompt), count, sampling, processors, criteria)
                 yield replace(request, streamer=each.streamer), None
             except Exception as error:
                 yield Request([], 0), error
@@ -250,7 +264,8 @@ class SpeculativeDecoder:
             ids = [int(token) for token in prompt]
         elif not _is_chat(prompt):
             raise ValueError(
-                f"a prompt is {prompt!r}; expected a string, or a chat: a list of messages with role and content"
+                f"a prompt is {described(prompt)}; expected a string, a chat (a list of messages with role and "
+                "content), or a list of token ids"
             )
         elif self.tokenizer.chat_template is None:
             raise ValueError("a chat was given, but the tokenizer has no chat template; give a string")
@@ -277,8 +292,15 @@ class SpeculativeDecoder:
 
 
 def _is_ids(prompt: object) -> TypeGuard[Sequence[int]]:
-    return isinstance(prompt, Sequence) and bool(prompt) and all(type(token) is int for token in prompt)
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        return False
+    return bool(prompt) and all(type(token) is int for token in prompt)
 
 
 def _is_chat(prompts: object) -> bool:
     return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], Mapping)
+
+
+def _is_messages(requests: object) -> bool:
+    """A chat, and not a list of requests as mappings."""
+    return isinstance(requests, Sequence) and _is_chat(requests) and "role" in requests[0]

@@ -9,20 +9,19 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from specdec import loading, registry
+from specdec.arrivals import Arrival
 from specdec.cache import Paging
 from specdec.capture import CapturedStep, rehearse
 from specdec.core import AcceptanceRule, Drafter
-from specdec.decode import decode, steps_late
+from specdec.decode import decode
 from specdec.exact import check_settings
 from specdec.metrics import DecodingStats
-from specdec.pages import PagePool
 from specdec.phase_clock import PhaseClock
-from specdec.pool import ROWS, Pool
 from specdec.request import Generation, Request
 from specdec.sampling import SamplingParams
-from specdec.scheduler import Scheduler
-from specdec.serving import Arrival, Served, Serving
+from specdec.serving import Serving
 from specdec.serving import serve as serve_in_flight
+from specdec.serving_settings import ServingSettings
 from specdec.step import Step
 from specdec.target import Target, attach
 
@@ -112,7 +111,9 @@ class Engine:
                 return
         raise RuntimeError("this decoder has begun another text since; finish one first, or make a second decoder")
 
-    def run_many(self, requests: Iterator[Arrival], stats: DecodingStats, pool: Pool) -> Iterator[Generation]:
+    def run_many(
+        self, requests: Iterator[Arrival], stats: DecodingStats, settings: ServingSettings
+    ) -> Iterator[Generation]:
         """Serve requests in flight, as many at once as there are slots and pages for; yields each as it ends.
 
         Raises:
@@ -120,19 +121,9 @@ class Engine:
             RuntimeError: a later run has begun, and has taken over the slots.
         """
         self._latest = mine = object()
-        needs, device = self.drafter.needs, self.target.device
-        paging = pool.paging(self.target, needs.room, whole=self.target.compiles)
-        run = self._step(pool.slots, pool.length(self.target), paging)
-        scheduler: Scheduler[Served] = Scheduler(
-            PagePool(paging.pages, paging.size, Paging.first(device)),
-            pool.slots,
-            needs.room,
-            rows=pool.rows or ROWS.get(device.type, ROWS["cuda"]),
-            late=steps_late(device) * needs.max_nodes,
-            sharing=pool.sharing and not needs.hidden_layers,  # what is not read has no hidden states
-            width=run.target.cache.block_table.shape[1] if device.type == "cpu" else 0,  # read in place, see TreeCache
-        )
-        serving = Serving(run, requests, scheduler, stats, pool.keep, pool.cancelled, pool.watch)
+        paging = settings.paging(self.target, self.drafter, whole=self.target.compiles)
+        run = self._step(settings.slots, settings.length(self.target), paging)
+        serving = Serving(run, requests, settings, stats)
         ended = serve_in_flight(serving)
         try:
             while self._latest is mine:

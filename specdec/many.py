@@ -25,11 +25,12 @@ class TextRequest:
 
     Attributes:
         prompt: a string, a chat, or token ids.
+        max_new_tokens, sampling: None for what `generate_many` was given.
         streamer: gets the prompt, new tokens as they come, and its `end`.
     """
 
     prompt: str | Chat | Sequence[int]
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     sampling: SamplingParams | None = None
     stop_strings: str | Sequence[str] | None = None
     logits_processor: LogitsProcessorList | None = None
@@ -41,11 +42,16 @@ class TextRequest:
         """Itself, a mapping of its fields, or a prompt.
 
         Raises:
-            ValueError: a key is unknown, or there is no prompt.
+            ValueError: it is none of these, a key is unknown, or there is no prompt.
         """
         if isinstance(given, TextRequest):
             return given
         if not isinstance(given, Mapping):
+            if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
+                raise ValueError(
+                    f"a request is {described(given)}; expected a string, a chat (a list of messages), a list of token "
+                    "ids, a TextRequest, or a mapping of its fields"
+                )
             prompt: Any = given
             return TextRequest(prompt)
         known = [f.name for f in fields(TextRequest)]
@@ -89,6 +95,11 @@ class TextResult:
     def sequences(self) -> Tensor:
         """`[1, L + n]` int64: prompt and continuation, as `generate` returns a batch of one."""
         return torch.tensor([[*self.prompt_ids, *self.tokens]], dtype=torch.int64)
+
+
+def described(given: object) -> str:
+    """What somebody gave, and its type, shortly."""
+    return f"{given!r:.60} ({type(given).__name__})"
 
 
 class Results(Iterator[TextResult]):

@@ -26,7 +26,8 @@ class RequestStats:
             in `generate_many`, where a prompt's last token is the root of a first tree.
         queued: seconds from entering to being admitted to a slot.
         preemptions: how often it lost its pages, and was read again.
-        shared_tokens: tokens that were not read because their pages were there.
+        shared_tokens: tokens of the prompt that it never read, since other requests' pages had them. What it has had
+            before it lost its pages, and finds again, does not count.
 
     A count that another engine does not tell is NaN.
     """

@@ -30,7 +30,8 @@ class Job:
         expected: of all pages that reading will fill, all but its last token, where texts share pages.
         length: committed tokens, as far as the host knows.
         goal: tokens to read before it runs: all but the last, which is the root of its first tree.
-        shared: tokens that were found in pages of others, all admissions together.
+        reached: tokens that it had committed before it was sent back.
+        shared: tokens that it took over from others' pages, beyond those that it has had before.
         preemptions: how often it was sent back.
         copy: (from page, to page, tokens), to be done before anything is written.
     """
@@ -43,6 +44,7 @@ class Job:
     expected: list[bytes] = field(default_factory=list)
     length: int = 0
     goal: int = 0
+    reached: int = 0
     shared: int = 0
     preemptions: int = 0
     copy: tuple[int, int, int] | None = None
@@ -51,6 +53,11 @@ class Job:
     def reading(self) -> bool:
         """Whether it has not been read to its goal."""
         return self.length < self.goal
+
+    def found(self, count: int) -> None:
+        """The next `count` tokens are in its pages, and need not be read."""
+        self.shared += max(self.length + count - max(self.length, self.reached), 0)
+        self.length += count
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -137,8 +144,7 @@ class Scheduler(Generic[AnyJob]):
         if copied:  # what is in the page stays until something new is written, and the copy comes first
             self.pool.drop([partial])
             job.copy = partial, job.pages[len(pages)], copied
-        job.length = len(pages) * self.pool.size + copied
-        job.shared += job.length
+        job.found(len(pages) * self.pool.size + copied)
         self.waiting.popleft()
         self.running.append(job)
         return job
@@ -194,8 +200,7 @@ class Scheduler(Generic[AnyJob]):
                 self.pool.drop([job.pages[number]])
                 job.pages[number] = page
                 job.keys.append(key)
-                job.length += self.pool.size
-                job.shared += self.pool.size
+                job.found(self.pool.size)
             if len(job.keys) > before:
                 found.append((job, before))
         return found
@@ -243,6 +248,7 @@ class Scheduler(Generic[AnyJob]):
         self.running.remove(job)
         self.pool.drop(job.pages)
         self._slots.append(job.slot)
+        job.reached = max(job.reached, job.length)
         job.slot, job.pages, job.keys, job.expected, job.length, job.copy = -1, [], [], [], 0, None
 
     def check(self) -> None:

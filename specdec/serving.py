@@ -8,34 +8,21 @@ processor, its streamer, its criteria, NaN logits) ends that one alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
+from specdec.arrivals import Arrival, Arrivals, Served
 from specdec.chunks import Chunk
 from specdec.decode import Decoding, Emission, Flight
 from specdec.metrics import DecodingStats
-from specdec.request import Generation, Request
-from specdec.request_stats import RequestStats
-from specdec.scheduler import Job, Scheduler
+from specdec.request import Generation
+from specdec.serving_settings import ServingSettings
 from specdec.step import Step, on
 from specdec.turn import Turn
 
-Arrival = tuple[Request, Exception | None] | None  # what is wrong with it, if it is known; None: none has come yet
 IDLE = 0.001  # seconds to wait where nothing is served and nothing has come
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Served(Job):
-    """A request, and what its drafter is to know of its prompt: the target's hidden states by layer, piece by piece,
-    `[n, H]` each, and its logits `[V]` after the last piece."""
-
-    generation: Generation
-    hidden: dict[int, list[Tensor]] = field(default_factory=dict)
-    logits: Tensor | None = None
 
 
 class Serving(Decoding):
@@ -44,57 +31,47 @@ class Serving(Decoding):
     Args:
         run: the step, with pages.
         requests: what comes; looked at when there is a slot for it, at every turn once if it says None.
-        scheduler: decides who is where.
-        stats: where counts and times go.
-        keep: put every request's own into `stats`, too; else it grows by none.
-        cancelled: numbers of requests that are to end; read at every turn.
-        watch: told at every turn, before its step.
+        settings: slots, rows, sharing, who is cancelled, and who watches.
+        stats: where counts and times go; with `settings.keep` every request's own, too, else it grows by none.
 
     Attributes:
+        scheduler: decides who is where.
         ended: requests that have ended, and have not been handed out.
         taken_over: the slots and their KV are another run's by now: nothing of them may be touched.
     """
 
-    def __init__(
-        self,
-        run: Step,
-        requests: Iterator[Arrival],
-        scheduler: Scheduler[Served],
-        stats: DecodingStats,
-        keep: bool,
-        cancelled: set[int],
-        watch: Callable[[Turn], None] | None = None,
-    ):
+    def __init__(self, run: Step, requests: Iterator[Arrival], settings: ServingSettings, stats: DecodingStats):
         super().__init__(run, stats)
-        self.scheduler, self.keep, self.cancelled, self.watch = scheduler, keep, cancelled, watch
+        self.settings, self.scheduler = settings, settings.scheduler(run)
+        self.arrivals = Arrivals(requests, self.scheduler, run.max_length, settings.cancelled)
         self.ended: list[Generation] = []
         self.taken_over = False
-        self._requests, self._more, self._arrived = requests, True, 0
         self._jobs: dict[int, Served] = {}
         run.sampler.failures = {}
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
-        return not (self._more or self._jobs)
+        return not (self.arrivals.more or self._jobs)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do until something comes."""
-        return self._more and not self._jobs and not self.ended
+        return self.arrivals.more and not self._jobs and not self.ended
 
     @torch.inference_mode()
     def turn(self) -> None:
         """Let requests leave and enter, then move all of them on by a step."""
-        for index in list(self.cancelled):
+        cancelled, watch = self.settings.cancelled, self.settings.watch
+        for index in list(cancelled):
             if index in self._jobs:
                 self._stop(self._jobs[index], CancelledError(f"request {index} was cancelled"))
-            elif index < self._arrived:  # it has ended
-                self.cancelled.discard(index)
+            elif index < self.arrivals.count:  # it has ended
+                cancelled.discard(index)
         self._reserve()
         self._admit()
-        if self.watch is not None:
-            self.watch(self._now())
+        if watch is not None:
+            watch(self._now())
         self._adopt()
         chunks = [
             (job, Chunk(job.slot, job.ids[job.length : job.length + count], job.length + count == job.goal))
@@ -109,9 +86,7 @@ class Serving(Decoding):
                 self.run.read([chunk for _, chunk in chunks])
                 self.clock.lap("prefill")
         for job, chunk in chunks:
-            for layer, rows in chunk.hidden.items():
-                job.hidden.setdefault(layer, []).append(rows)
-            job.logits = chunk.logits
+            job.read(chunk)
             self.scheduler.committed(job, job.length + len(chunk.tokens))
         self._start([job for job, _ in chunks if not job.reading])
         self.clock.lap("host")
@@ -152,63 +127,31 @@ class Serving(Decoding):
 
     def _admit(self) -> None:
         """Those for whom there are a slot and pages; what is refused ends at once."""
-        ready, coming = [], True
+        ready: list[Served] = []
         while True:
-            if coming and not self.scheduler.waiting and self.scheduler.free_slots and self._more and not self.ended:
-                coming = self._arrive()
+            room = self.scheduler.free_slots and not self.scheduler.waiting and not self.ended
+            came = bool(room) and self._arrive()
             if (job := self.scheduler.admit()) is not None:
                 self._enter(job)
                 ready += [] if job.reading else [job]
-            elif self.scheduler.waiting or not self.scheduler.free_slots or not (self._more and coming) or self.ended:
+            elif not came:
                 break
         self._start(ready)
 
     def _arrive(self) -> bool:
         """Take the next request from the queue; False if there is none, or none yet."""
-        try:
-            found = next(self._requests)
-        except StopIteration:
-            self._more, found = False, None
-        if found is None:
+        if (taken := self.arrivals.take()) is None:
             return False
-        (request, error), index = found, self._arrived
-        self._arrived += 1
-        stats = RequestStats(prompt_tokens=len(request.prompt), first_tokens=0, start=time.perf_counter())
-        generation = Generation(index, request, list(request.prompt), stats)
-        job = Served(generation.ids, len(request.prompt) + request.max_new_tokens, generation=generation)
-        self._jobs[index] = job
-        if self.keep:
-            self.stats.requests.append(stats)
-        if error is None:
-            error = self._refusal(job)
-        if error is None and request.streamer is not None:
-            try:
-                request.streamer.put(torch.tensor(request.prompt))
-            except Exception as raised:
-                error = raised
-        if error is not None or request.max_new_tokens == 0:
+        job, error = taken
+        generation = job.generation
+        self._jobs[generation.index] = job
+        if self.settings.keep:
+            self.stats.requests.append(generation.stats)
+        if error is not None or generation.request.max_new_tokens == 0:
             self._end(generation, error)
         else:
             self.scheduler.waiting.append(job)
         return True
-
-    def _refusal(self, job: Served) -> Exception | None:
-        index = job.generation.index
-        if index in self.cancelled:
-            return CancelledError(f"request {index} was cancelled")
-        if job.most > self.run.max_length:
-            return ValueError(
-                f"prompt plus new tokens make {job.most} tokens, but this run was begun for {self.run.max_length}; "
-                "give generate_many a larger max_length, shorten the prompt or lower max_new_tokens"
-            )
-        if not self.scheduler.fits(job):
-            pool = self.scheduler.pool
-            return ValueError(
-                f"prompt plus new tokens make {job.most} tokens, which with room for drafts are more than all "
-                f"{pool.pages} pages of {pool.size} tokens can hold; give generate_many more memory, shorten the "
-                "prompt or lower max_new_tokens"
-            )
-        return None
 
     def _enter(self, job: Served) -> None:
         """A job was given a slot and pages."""
@@ -279,7 +222,7 @@ class Serving(Decoding):
         """It is not served any more; its slot has been emptied."""
         generation.finished, generation.error = True, error
         self.scheduler.leave(self._jobs.pop(generation.index))
-        self.cancelled.discard(generation.index)
+        self.settings.cancelled.discard(generation.index)
         if generation.request.streamer is not None:
             try:
                 generation.request.streamer.end()

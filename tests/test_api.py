@@ -28,6 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import specdec
 from specdec import SamplingParams, SpeculativeDecoder, TextRequest
+from specdec.core import own_kv_bytes
 from specdec.text import TextPieces
 from specdec.turn import Turn
 
@@ -516,7 +517,8 @@ def test_many_requests_through_few_slots(decoder: SpeculativeDecoder, slots: int
     for result in results:
         request = requests[result.index]
         assert isinstance(request, TextRequest)
-        alone = decoder.generate(str(request.prompt), max_new_tokens=request.max_new_tokens, sampling=request.sampling)
+        count = request.max_new_tokens or 0
+        alone = decoder.generate(str(request.prompt), max_new_tokens=count, sampling=request.sampling)
         assert result.text == alone.text
         assert [result.tokens] == alone.tokens
         assert result.stats.new_tokens == len(result.tokens)
@@ -541,9 +543,36 @@ def test_many_with_stops_and_processors_of_their_own(decoder: SpeculativeDecoder
 
 def test_many_of_nothing(decoder: SpeculativeDecoder) -> None:
     assert list(decoder.generate_many([])) == []
-    for one in ("class A:", {"prompt": "class A:"}, TextRequest("class A:")):
-        with pytest.raises(ValueError, match="several requests, got one"):
+    chat = [{"role": "user", "content": "class A:"}]
+    for one in ("class A:", {"prompt": "class A:"}, TextRequest("class A:"), [5, 6, 7], chat, b"class A:"):
+        with pytest.raises(ValueError, match=r"several requests, got one: .*; give a list of it, or use generate"):
             decoder.generate_many(one)  # type: ignore[arg-type]
+
+
+def test_many_that_do_not_say_how_long_and_how(decoder: SpeculativeDecoder) -> None:
+    """Prompts, mappings and requests without a length or a way to choose tokens take the run's; what is said stays."""
+    sampled, other = SamplingParams(temperature=1.0, seed=3), SamplingParams(temperature=0.7, seed=5)
+    ids = decoder.tokenizer("the cat")["input_ids"]
+    chat = [{"role": "user", "content": "the cat"}]
+    requests: list[Any] = ["the cat", ids, chat, {"prompt": "the cat"}, TextRequest("the cat")]
+    requests += [{"prompt": "the cat", "max_new_tokens": 4}, TextRequest("the cat", sampling=other)]
+    requests += [{"prompt": "the cat", "sampling": {"seed": 9}}, {"prompt": "the cat", "max_new_tokens": None}]
+    made = decoder.generate_many(requests, max_new_tokens=9, sampling=sampled)
+    results = sorted(made, key=lambda r: r.index)
+    (wanted,) = decoder.generate(["the cat"], max_new_tokens=9, sampling=sampled).tokens
+    (of_chat,) = decoder.generate([chat], max_new_tokens=9, sampling=sampled).tokens
+    for index in (0, 1, 3, 4, 8):
+        assert results[index].tokens == wanted
+    assert results[2].tokens == of_chat
+    assert results[5].tokens == wanted[:4]
+    for index, sampling in ((6, other), (7, SamplingParams(seed=9))):
+        assert [results[index].tokens] == decoder.generate(["the cat"], max_new_tokens=9, sampling=sampling).tokens
+    assert len({tuple(results[index].tokens) for index in (0, 6, 7)}) == 3
+
+
+def test_many_write_128_tokens_where_nobody_says(decoder: SpeculativeDecoder) -> None:
+    (result,) = decoder.generate_many(["the cat"])
+    assert result.tokens == decoder.generate(["the cat"], max_new_tokens=128).tokens[0]
 
 
 def test_results_come_as_they_finish(decoder: SpeculativeDecoder) -> None:
@@ -586,7 +615,9 @@ def test_many_as_mappings_with_all_that_comes_back(decoder: SpeculativeDecoder) 
 def test_many_in_little_memory(decoder: SpeculativeDecoder) -> None:
     """Long prompts that share a beginning, in pages for hardly two of them."""
     requests = [TextRequest("the cat sat on the mat and the dog ran " * 2 + end, 30) for end in ("a", "the", "ran", "")]
-    bytes_for = 2 * 96 * decoder.engine.target.kv_bytes
+    engine = decoder.engine
+    bytes_for = 2 * 96 * engine.target.kv_bytes
+    bytes_for += own_kv_bytes(engine.drafter, 32, engine.target.max_positions, engine.target.device)
     results = sorted(decoder.generate_many(requests, page=16, memory=bytes_for, rows=32), key=lambda r: r.index)
     alone = decoder.generate([str(r.prompt) for r in requests], max_new_tokens=30)
     assert [r.text for r in results] == alone.text

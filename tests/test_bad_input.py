@@ -282,10 +282,10 @@ def test_text(decoder: SpeculativeDecoder) -> None:
     assert "has 128 positions" in str(result.error)
     with pytest.raises(ValueError, match="slots is 0; expected an integer of at least 1"):
         decoder.generate_many(["the"], slots=0)
-    with pytest.raises(ValueError, match="a prompt is 7; expected a string, or a chat"):
+    with pytest.raises(ValueError, match=r"a prompt is 7 \(int\); expected a string, a chat .* or a list of token"):
         decoder.generate([7])  # type: ignore[arg-type]
     (result,) = decoder.generate_many([7.5])  # type: ignore[list-item]
-    assert "a prompt is 7.5; expected a string, or a chat" in str(result.error)
+    assert "a request is 7.5 (float); expected a string, a chat" in str(result.error)
 
 
 def test_what_is_wrong_with_one_of_many(decoder: SpeculativeDecoder) -> None:
@@ -299,16 +299,20 @@ def test_what_is_wrong_with_one_of_many(decoder: SpeculativeDecoder) -> None:
         ({"prompt": "the", "stop_strings": [""]}, "a stop string is empty"),
         (TextRequest("the", max_new_tokens=-3), "max_new_tokens is -3"),
         ([99999], "token id 99999"),
-        (7, "a prompt is 7"),
+        (7, "a request is 7 (int); expected a string, a chat (a list of messages), a list of token ids, a TextRequest"),
+        (torch.tensor([1, 2]), "a request is tensor([1, 2]) (Tensor); expected"),
+        (b"the", "a request is b'the' (bytes); expected"),
+        ({"prompt": 7}, "a prompt is 7 (int); expected a string, a chat"),
+        ({"prompt": b"the"}, "a prompt is b'the' (bytes); expected"),
     ]
     given = [each for pair in wrong for each in (pair[0], {"prompt": "the cat", "max_new_tokens": 5})]
     results = sorted(decoder.generate_many(given, slots=2), key=lambda r: r.index)
-    assert [r.index for r in results] == list(range(18))
+    assert [r.index for r in results] == list(range(2 * len(wrong)))
     for result, (prompt, message) in zip(results[::2], wrong, strict=True):
         assert message in str(result.error)
         assert (result.text, result.tokens) == ("", [])
         has = isinstance(prompt, dict), isinstance(prompt, TextRequest)
-        assert result.prompt == (prompt.get("prompt") if has[0] else prompt.prompt if has[1] else prompt)
+        assert result.prompt is (prompt.get("prompt") if has[0] else prompt.prompt if has[1] else prompt)
     assert {(r.text, r.error, r.prompt) for r in results[1::2]} == {
         (decoder.generate("the cat", max_new_tokens=5).text, None, "the cat")
     }
@@ -322,12 +326,21 @@ def test_what_is_wrong_with_one_of_many(decoder: SpeculativeDecoder) -> None:
         ({"max_length": "8"}, "max_length is '8'"),
         ({"memory": 0}, "memory is 0; expected bytes, an integer, or a share"),
         ({"memory": 1.5}, "memory is 1.5"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1; expected an integer of at least 0"),
+        ({"max_new_tokens": None}, "max_new_tokens is None"),
+        ({"sampling": 0.7}, "sampling is 0.7; expected specdec.SamplingParams"),
         ({"memory": 100}, "memory for KV is 100 bytes, less than a page of 64 tokens takes"),
     ],
 )
 def test_pools_that_cannot_be(decoder: SpeculativeDecoder, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         next(decoder.generate_many(["the"], **settings))
+
+
+def test_requests_that_are_none(decoder: SpeculativeDecoder) -> None:
+    for given in (7, None):
+        with pytest.raises(ValueError, match=rf"requests is {given} \(\w+\); expected an iterable of prompts"):
+            decoder.generate_many(given)  # type: ignore[arg-type]
 
 
 def test_chats(decoder: SpeculativeDecoder) -> None:

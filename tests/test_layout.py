@@ -39,9 +39,9 @@ LEVELS = (
     },
     {
         *("request_stats", "metrics", "phase_clock", "request", "step", "capture", "decode", "pages", "scheduler"),
-        *("serving", "turn"),
+        *("serving", "serving_settings", "arrivals", "turn", "free_memory"),
     },
-    {"inputs", "text", "pool", "many", "engine", "decoder", "api", "hf"},
+    {"inputs", "text", "many", "engine", "decoder", "api", "hf"},
     {"specdec"},  # specdec/__init__.py
 )
 # Where that says too little.

@@ -7,7 +7,7 @@ import random
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from specdec.pages import ROOT, PagePool
 from specdec.scheduler import Job, Scheduler
@@ -111,17 +111,22 @@ def test_mistakes_are_noticed() -> None:
 
 
 class Serving(RuleBasedStateMachine):
-    """The scheduler as the loop uses it: jobs come, are read, write, end, are cancelled, and are preempted."""
+    """The scheduler as the loop uses it: jobs come, are read, write, end, are cancelled, and are preempted. With `late`
+    the host learns what a step wrote when the next one has begun, or before a job is preempted."""
 
     def __init__(self) -> None:
         super().__init__()
         self.random = random.Random(0)
-        self.size, self.room = 3, 4
+        self.size, self.room, self.late = 3, 4, 0
         self.pool = PagePool(14, self.size, first=1)
-        self.scheduler: Scheduler[Job] = Scheduler(self.pool, 4, self.room, rows=20, late=0, width=3)
         self.jobs: list[Job] = []
         self.written: dict[int, tuple[int, ...]] = {}  # page -> all tokens up to its end, as committed
-        self.arrivals: list[Job] = []
+        self.flight: dict[Job, list[int]] = {}  # what the last step wrote and the host does not know
+
+    @initialize(late=st.sampled_from([0, 1, 4]))
+    def begin(self, late: int) -> None:
+        self.late = late
+        self.scheduler: Scheduler[Job] = Scheduler(self.pool, 4, self.room, rows=20, late=late, width=3)
 
     @rule(length=st.integers(1, 20), new=st.integers(1, 14), same=st.integers(0, 20))
     def arrive(self, length: int, new: int, same: int) -> None:
@@ -131,18 +136,17 @@ class Serving(RuleBasedStateMachine):
         if self.scheduler.fits(job):
             self.scheduler.waiting.append(job)
             self.jobs.append(job)
-            self.arrivals.append(job)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        job = data.draw(st.sampled_from(self.jobs))
-        self.scheduler.leave(job)
-        self.jobs.remove(job)
+        self._leave(data.draw(st.sampled_from(self.jobs)))
 
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
         scheduler = self.scheduler
+        if scheduler.must_preempt():
+            self._land()
         must = scheduler.must_preempt()
         before = list(scheduler.running)
         grown, lost = scheduler.reserve()
@@ -150,6 +154,7 @@ class Serving(RuleBasedStateMachine):
         assert must == bool(preempted)
         assert preempted == before[::-1][: len(preempted)], "the last admitted go first"
         assert list(scheduler.waiting)[: len(preempted)] == preempted[::-1]
+        assert not any(job in self.flight for job in preempted)
         for job, had in grown:
             assert had < len(job.pages)
         while (entered := scheduler.admit()) is not None:
@@ -168,17 +173,32 @@ class Serving(RuleBasedStateMachine):
             page = tuple(job.ids[: (job.length // self.size + 1) * self.size])
             assert job in chosen or any(tuple(c.ids[: len(page)]) == page for c in chosen), "or wait for another"
         running = [job for job in scheduler.running if not job.reading]
-        for job in scheduler.running:
-            assert len(job.pages) * self.size >= job.length + self.room
+        for job in scheduler.running:  # a tree's nodes are written behind what the last step wrote
+            ahead = len(self.flight.get(job, []))
+            assert ahead <= self.late
+            places = range(job.length + ahead, job.length + ahead + self.room)
+            assert all(self.pool._holders[job.pages[place // self.size]] == 1 for place in places)
         for job, count in chunks:
             self._commit(job, job.length + count)
-        for job in running:
-            count = data.draw(st.integers(1, 4))
-            job.ids += [data.draw(st.integers(1, 5)) for _ in range(count)][: job.most - len(job.ids)]
+        wrote = {job: data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=self.late or 4)) for job in running}
+        self._land()
+        self.flight = {job: tokens for job, tokens in wrote.items() if job in self.jobs}  # the others have ended
+        if not self.late:
+            self._land()
+
+    def _land(self) -> None:
+        """The host learns of the step in flight."""
+        flight, self.flight = self.flight, {}
+        for job, tokens in flight.items():
+            job.ids += tokens[: job.most - len(job.ids)]
             self._commit(job, len(job.ids) - 1)
             if len(job.ids) >= job.most:
-                scheduler.leave(job)
-                self.jobs.remove(job)
+                self._leave(job)
+
+    def _leave(self, job: Job) -> None:
+        self.scheduler.leave(job)
+        self.jobs.remove(job)
+        self.flight.pop(job, None)
 
     def _look_at(self, job: Job) -> None:
         """What a job finds in its pages is its own text."""
@@ -191,6 +211,7 @@ class Serving(RuleBasedStateMachine):
             assert self.written[source][: job.length] == known
             assert count == job.length % self.size
         assert job.length <= max(job.goal - 1, 0)
+        assert 0 <= job.shared <= job.length
 
     def _commit(self, job: Job, length: int) -> None:
         """What is written where, and that no page which another text holds is written to."""
@@ -214,10 +235,9 @@ class Serving(RuleBasedStateMachine):
         self.pool.check()
         assert self.pool.held == 0
         assert self.pool.available == 14
-        assert self.scheduler.free_slots == 4
 
 
-Serving.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+Serving.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestServing = Serving.TestCase
 
 
@@ -256,6 +276,54 @@ def test_what_two_are_to_read_is_read_once() -> None:
     assert second.shared == 8
     assert second.pages[:2] == first.pages[:2]
     assert not any(job.reading for job in scheduler.running)
+
+
+def read(scheduler: Scheduler[Job]) -> None:
+    """All prompts, to their goals."""
+    while any(job.reading for job in scheduler.running):
+        scheduler.adopt()
+        for job, count in scheduler.chunks():
+            scheduler.committed(job, job.length + count)
+
+
+def test_what_a_job_finds_again_of_its_own_is_not_shared() -> None:
+    """Sent back when it had read all, it takes its own pages; the one before it has a beginning of it."""
+    scheduler: Scheduler[Job] = Scheduler(PagePool(9, 4), 2, 4, rows=32)
+    first, second = Job([1] * 13, 29), Job([1] * 8 + [2] * 5, 14)
+    scheduler.waiting.append(first)
+    assert scheduler.admit() is first
+    read(scheduler)
+    scheduler.waiting.append(second)
+    assert scheduler.admit() is second
+    read(scheduler)
+    assert second.shared == 8
+    while not second.preemptions:
+        first.ids.append(7)
+        scheduler.committed(first, len(first.ids) - 1)
+        scheduler.reserve()
+    assert (second.reached, second.length) == (12, 0)
+    scheduler.leave(first)
+    assert scheduler.admit() is second
+    assert second.length > 8, "its third page is still there, in part or whole"
+    assert second.shared == 8
+
+
+def test_what_others_read_while_it_was_away_is_shared() -> None:
+    """It had read five of its tokens when it was sent back, and another one reads all of them before it returns."""
+    scheduler: Scheduler[Job] = Scheduler(PagePool(12, 4), 2, 4, rows=32)
+    job, other = Job([1] * 14, 16), Job([1] * 14, 16)
+    scheduler.waiting.append(job)
+    assert scheduler.admit() is job
+    scheduler.committed(job, 5)
+    scheduler._release(job)
+    scheduler.waiting.append(other)
+    assert scheduler.admit() is other
+    assert other.shared == 4
+    read(scheduler)
+    scheduler.waiting.append(job)
+    assert scheduler.admit() is job
+    assert job.length == 12
+    assert job.shared == 12 - 5
 
 
 def test_who_was_refused_is_asked_again_when_what_it_needs_is_known() -> None:

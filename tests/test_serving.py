@@ -23,6 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 from specdec import registry
 from specdec.acceptance.coupled import Coupled
 from specdec.acceptance.rejection import Rejection
+from specdec.arrivals import Arrival, Served
 from specdec.cache import Paging
 from specdec.capture import CapturedStep, Graphs
 from specdec.core import AcceptanceRule, Drafter
@@ -33,11 +34,10 @@ from specdec.drafters.draft_model import DraftModel
 from specdec.drafters.ngram import NGram
 from specdec.drafters.none import NoDrafter
 from specdec.metrics import DecodingStats
-from specdec.pages import PagePool
 from specdec.request import Generation, Request
 from specdec.sampling import DraftNoise, SamplingParams
-from specdec.scheduler import Scheduler
-from specdec.serving import IDLE, Arrival, Served, Serving, serve
+from specdec.serving import IDLE, Serving, serve
+from specdec.serving_settings import ServingSettings
 from specdec.step import Step
 from specdec.target import Target, attach
 from specdec.tree.static import StaticTree
@@ -96,7 +96,6 @@ class Setting:
     sharing: bool = True
     beside: bool = True  # a slot's pages
     max_length: int = MAX_LENGTH
-    late: int = 0  # steps
     kind: type[Step] = Step
 
 
@@ -108,20 +107,13 @@ def begin(
     rule: AcceptanceRule | None = None,
     stats: DecodingStats | None = None,
 ) -> Serving:
-    paging = Paging(given.pages, given.page)
     parts = target, attach(drafter, target), rule or Coupled(), given.slots, given.max_length
-    run = given.kind(*parts, paging=paging)
-    needs = run.drafter.needs
-    scheduler: Scheduler[Served] = Scheduler(
-        PagePool(given.pages, given.page),
-        given.slots,
-        needs.room,
-        rows=given.rows,
-        late=given.late * needs.max_nodes,
-        sharing=given.sharing and not needs.hidden_layers,
-        width=run.target.cache.block_table.shape[1] if given.beside else 0,
-    )
-    return Serving(run, requests, scheduler, stats or DecodingStats(), stats is not None, set())
+    run = given.kind(*parts, paging=Paging(given.pages, given.page))
+    settings = ServingSettings(given.slots, rows=given.rows, sharing=given.sharing, keep=stats is not None)
+    serving = Serving(run, requests, settings, stats or DecodingStats())
+    if not given.beside:
+        serving.scheduler.width = 0
+    return serving
 
 
 def checked(serving: Serving) -> Generator[Generation, None, None]:
@@ -203,15 +195,34 @@ def test_every_drafter(model: PreTrainedModel, plain: list[list[int]], name: str
     assert sum(r.preemptions for r in stats.requests) > 0
 
 
-def test_all_are_preempted(target: Target, plain: list[list[int]]) -> None:
-    """Those that begin together, one after the other, by a pool that can hold hardly more than one of them."""
+def test_all_but_the_first_are_preempted(target: Target, plain: list[list[int]]) -> None:
+    """Those that come beside a long one, in a pool that can hold hardly more than that one."""
     stats = DecodingStats()
-    requests = [replace(REQUESTS[i], max_new_tokens=LENGTHS[i]) for i in (0, 3, 5)]
     given = Setting(slots=3, page=2, pages=(MAX_LENGTH + NGram().needs.room) // 2, rows=8, sharing=False)
-    waiting = [Request([1], 38 - NGram().needs.room), *requests]
+    waiting = [Request([1], 38 - NGram().needs.room), *(REQUESTS[i] for i in (0, 3, 5))]
     found = texts(begin(target, NGram(), arrivals(waiting), given, stats=stats))
     assert [found[i] for i in (1, 2, 3)] == [plain[i] for i in (0, 3, 5)]
-    assert sum(r.preemptions > 0 for r in stats.requests) >= 2
+    assert [r.preemptions > 0 for r in stats.requests] == [False, True, True, True]
+
+
+def test_hidden_states_of_a_small_chunk_do_not_keep_those_of_the_whole_pass(
+    model: PreTrainedModel, plain: list[list[int]]
+) -> None:
+    """Prompts that are read piece by piece, beside others: what is kept of a piece meanwhile."""
+    drafter = build_drafter("eagle", model)
+    target = Target(model, hidden_layers=drafter.needs.hidden_layers)
+    kept: list[tuple[int, int]] = []
+
+    def look(turn: Turn) -> None:
+        pieces = [rows for job in serving.scheduler.running for layer in job.hidden.values() for rows in layer]
+        kept.extend((rows.nbytes, rows.untyped_storage().nbytes()) for rows in pieces)
+
+    serving = begin(target, drafter, arrivals([REQUESTS[i] for i in (2, 4, 6)]), Setting(slots=3, rows=20))
+    serving.settings = replace(serving.settings, watch=look)
+    found = texts(serving)
+    assert [found[i] for i in range(3)] == [plain[i] for i in (2, 4, 6)]
+    assert len({own for own, _ in kept}) > 1
+    assert all(own <= held <= 2 * own for own, held in kept)
 
 
 class Watched(Adaptive):
@@ -286,13 +297,14 @@ def test_as_on_a_gpu(
     model: PreTrainedModel, plain: list[list[int]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps in graphs but for those that read prompts, and the host a step behind."""
-    monkeypatch.setattr("specdec.decode.steps_late", lambda device: 1)
+    for place in ("decode", "serving_settings"):
+        monkeypatch.setattr(f"specdec.{place}.steps_late", lambda device: 1)
     monkeypatch.setattr(Flight, "begin", staticmethod(lambda record, who: Flight(record.clone(), None, list(who))))
     drafter = DeviceNGram() if name == "ngram" else build_drafter(name, model)
     target = Target(model, hidden_layers=drafter.needs.hidden_layers)
     needs = attach(drafter, target).needs
     pages = -(-(MAX_LENGTH + needs.room + needs.max_nodes) // 3) + needs.room // 3
-    given = Setting(slots=4, page=3, pages=pages, rows=12, max_length=MAX_LENGTH + 8, late=1, kind=Captured)
+    given = Setting(slots=4, page=3, pages=pages, rows=12, max_length=MAX_LENGTH + 8, kind=Captured)
     stats = DecodingStats()
     found = texts(begin(target, drafter, arrivals(REQUESTS), given, stats=stats))
     assert [found[i] for i in range(len(REQUESTS))] == plain
@@ -313,9 +325,31 @@ def test_shared_beginnings_are_read_once(target: Target, plain: list[list[int]])
     found = texts(begin(target, NoDrafter(), arrivals([REQUESTS[i] for i in (2, 4, 6)]), given, stats=stats))
     assert [found[i] for i in range(3)] == [plain[i] for i in (2, 4, 6)]
     assert [r.shared_tokens for r in stats.requests] == [0, 15, 17]
+    assert not any(r.preemptions for r in stats.requests)
     unshared = DecodingStats()
     texts(begin(target, NoDrafter(), arrivals(REQUESTS), replace(given, sharing=False), stats=unshared))
     assert not any(r.shared_tokens for r in unshared.requests)
+
+
+def test_what_is_found_again_after_preemption_is_not_shared(target: Target, plain: list[list[int]]) -> None:
+    """No two of these begin alike."""
+    stats = DecodingStats()
+    given = Setting(slots=3, page=2, pages=(MAX_LENGTH + NGram().needs.room) // 2, rows=8)
+    waiting = [Request([1], 38 - NGram().needs.room), *(REQUESTS[i] for i in (0, 3, 5))]
+    serving = begin(target, NGram(), arrivals(waiting), given, stats=stats)
+    again: list[int] = []
+    admit = serving.scheduler.admit
+
+    def admitted() -> Served | None:
+        if (job := admit()) is not None and job.preemptions:
+            again.append(job.length)
+        return job
+
+    serving.scheduler.admit = admitted  # type: ignore[method-assign]
+    found = texts(serving)
+    assert [found[i] for i in (1, 2, 3)] == [plain[i] for i in (0, 3, 5)]
+    assert any(again), "somebody found some of his own"
+    assert [r.shared_tokens for r in stats.requests] == [0] * 4
 
 
 def test_a_text_may_be_shared_too(target: Target) -> None:
@@ -374,7 +408,7 @@ def test_a_watcher_sees_pages_and_slots(target: Target) -> None:
     turns: list[Turn] = []
     given = Setting(slots=2, page=4, pages=11, rows=8, sharing=False)
     serving = begin(target, NoDrafter(), arrivals([REQUESTS[i] for i in (4, 6, 1)]), given, stats=DecodingStats())
-    serving.watch = turns.append
+    serving.settings = replace(serving.settings, watch=turns.append)
     texts(serving)
     preempted = sum(r.preemptions for r in serving.stats.requests)
     assert preempted > 0
@@ -489,7 +523,7 @@ def test_cancelling(target: Target, plain: list[list[int]]) -> None:
     serving = begin(target, NoDrafter(), arrivals(REQUESTS), Setting(slots=2, page=3, rows=4))
     served = checked(serving)
     first = next(served)
-    serving.cancelled.update({first.index, 3, 6, 99})
+    serving.settings.cancelled.update({first.index, 3, 6, 99})
     found = {g.index: g for g in [first, *served]}
     for index in (3, 6):
         assert isinstance(found[index].error, CancelledError)
@@ -503,7 +537,7 @@ def test_cancelling_one_that_is_being_read(target: Target, plain: list[list[int]
     serving = begin(target, NGram(), arrivals([REQUESTS[2], REQUESTS[0]]), Setting(slots=2, page=3, rows=1))
     serving.turn()
     assert [job.reading for job in serving.scheduler.running] == [True, True]
-    serving.cancelled.add(0)
+    serving.settings.cancelled.add(0)
     found = {g.index: g for g in checked(serving)}
     assert isinstance(found[0].error, CancelledError)
     assert found[1].new_ids == plain[0]
@@ -557,7 +591,7 @@ def soak(target: Target, drafter: Drafter, count: int, seed: int) -> tuple[Decod
     for generation in checked(serving):
         found[generation.index] = generation
         if chance.random() < 0.1:
-            serving.cancelled.add(generation.index + chance.randrange(-2, 12))
+            serving.settings.cancelled.add(generation.index + chance.randrange(-2, 12))
     assert sorted(found) == list(range(count))
     texts = {}
     for number, request in enumerate(requests):

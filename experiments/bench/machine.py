@@ -23,7 +23,7 @@ from specdec import loading
 from specdec.experiments.bench.clock import Call, by_turns, prepare, quantiles
 from specdec.experiments.bench.results import Json, origin
 from specdec.experiments.machine import device_name, wait
-from specdec.pool import free_bytes
+from specdec.free_memory import free_bytes
 from specdec.registry import unknown
 from specdec.step import on
 

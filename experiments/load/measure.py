@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from specdec.engine import Engine
 from specdec.experiments import lossless
 from specdec.experiments.config import Measure
-from specdec.experiments.load.metrics import quantiles, request_rate
+from specdec.experiments.load.metrics import request_rate, tpot, ttft
 from specdec.experiments.load.records import CellRecords
 from specdec.experiments.load.requests import Asked, arrival_times
 from specdec.experiments.load.rows import cell_row, row_of
@@ -20,7 +20,7 @@ from specdec.experiments.methods import Method
 from specdec.experiments.records import Row
 from specdec.experiments.summary import without_nan
 from specdec.experiments.workbench import Bench
-from specdec.pool import Pool
+from specdec.serving_settings import ServingSettings
 
 TTFT_TIMES, TPOT_TIMES = 10, 3  # bounds where nobody says: times what a request takes alone, at the median
 
@@ -83,11 +83,12 @@ class Load:
         return time.perf_counter() - began
 
     def bounds(self) -> dict[str, float]:
-        """Seconds to the first token and per token that are fast enough."""
+        """Seconds to the first token and per token that are fast enough; the latter is NaN where nobody says and no
+        request wrote a second token."""
         rows = self.records.requests[ALONE.name, 0]
         own = {
-            "ttft": TTFT_TIMES * quantiles([row["ttft"] for row in rows])["p50"],
-            "tpot": TPOT_TIMES * quantiles([row["tpot"] for row in rows])["p50"],
+            "ttft": TTFT_TIMES * ttft(rows)["p50"],
+            "tpot": TPOT_TIMES * tpot(rows)["p50"],
         }
         given = {"ttft": self.settings.ttft_bound, "tpot": self.settings.tpot_bound}
         return {name: own[name] if given[name] is None else float(given[name]) for name in own}  # type: ignore[arg-type]
@@ -139,8 +140,9 @@ class Load:
             return in_batches(engine, requests, self.settings.slots_of(cell), gaps)
         longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
         chosen = self.settings
-        pool = Pool(self.settings.slots_of(cell), longest, chosen.memory, chosen.page, None, chosen.sharing)
-        return in_flight(engine, requests, pool, gaps)
+        slots = chosen.slots_of(cell)
+        settings = ServingSettings(slots, longest, chosen.memory, chosen.page, None, chosen.sharing)
+        return in_flight(engine, requests, settings, gaps)
 
     def _check(self, cell: Cell, asked: Asked, row: Row) -> Row | None:
         """Against the text of plain decoding alone."""

@@ -17,14 +17,14 @@ SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 def ttft(rows: Sequence[Row]) -> Quantiles:
-    """Seconds to a request's first token: 50th, 90th and 99th percentile over requests. Closed loop: from when there
-    was room for the request, so from taking it in flight, and from the beginning of its batch in static batching. Open
-    loop: from when it was to come, whether or not anybody looked."""
+    """Seconds to a request's first token: 50th, 90th and 99th percentile over requests. Closed loop: from when its
+    client sent it, which is as soon as that client's last one has ended: in flight there is room at once, in static
+    batching it waits for its batch. Open loop: from when it was to come, whether or not anybody looked."""
     return quantiles([row["ttft"] for row in rows])
 
 
 def tpot(rows: Sequence[Row]) -> Quantiles:
-    """Seconds per output token after the first: 50th, 90th and 99th percentile over requests."""
+    """Seconds per output token after the first: 50th, 90th and 99th percentile over requests that have a second one."""
     return quantiles([row["tpot"] for row in rows if row["new_tokens"] > 1])
 
 
@@ -46,9 +46,10 @@ def request_rate(rows: Sequence[Row], seconds: float) -> float:
 
 
 def goodput(rows: Sequence[Row], seconds: float, bounds: Mapping[str, float]) -> float:
-    """Requests per second that were fast enough: both their time to first token and their time per output token were
-    within the bounds."""
-    return ratio(sum(row["ttft"] <= bounds["ttft"] and row["tpot"] <= bounds["tpot"] for row in rows), seconds)
+    """Requests per second that were fast enough: both their time to first token and their time per output token, if
+    they have a second one, were within the bounds."""
+    in_time = [row for row in rows if row["ttft"] <= bounds["ttft"]]
+    return ratio(sum(row["new_tokens"] < 2 or row["tpot"] <= bounds["tpot"] for row in in_time), seconds)
 
 
 def mean_accepted_length(rows: Sequence[Row]) -> float:

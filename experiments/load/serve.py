@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from specdec.arrivals import Arrival
 from specdec.engine import Engine
 from specdec.metrics import DecodingStats
-from specdec.pool import Pool
 from specdec.request import Request
-from specdec.serving import Arrival
+from specdec.serving_settings import ServingSettings
 from specdec.turn import Turn
 
 READ, DECODE = "read", "decode"
@@ -25,7 +25,8 @@ class Outcome:
         stats: counts and times, of every request in the order given.
         texts: new tokens of every request.
         began, ended: of the whole.
-        due: when every request was to come; when it was taken, where nothing said.
+        due: when every request was to come: where nothing said, when its client was free, of which there are as many as
+            slots (in flight that is when it was taken).
         visits: of every request, in order.
         pool: pages that were held, as shares: `mean` over time and `max`; and how many there are; None for a dense
             cache.
@@ -79,11 +80,13 @@ class Watch:
         return {"mean": self._area / spent / self._pages, "max": self._most / self._pages, "pages": self._pages}
 
 
-def in_flight(engine: Engine, requests: Sequence[Request], pool: Pool, gaps: Sequence[float] | None = None) -> Outcome:
+def in_flight(
+    engine: Engine, requests: Sequence[Request], settings: ServingSettings, gaps: Sequence[float] | None = None
+) -> Outcome:
     """Requests enter and leave at every step.
 
     Args:
-        pool: slots and memory; its `watch` is set here.
+        settings: slots and memory; their `watch` is set here.
         gaps: seconds from the beginning at which every request comes; None for as soon as there is a slot.
 
     Raises:
@@ -99,7 +102,7 @@ def in_flight(engine: Engine, requests: Sequence[Request], pool: Pool, gaps: Seq
                 yield None
             yield request, None
 
-    for generation in engine.run_many(coming(), outcome.stats, replace(pool, watch=watch)):
+    for generation in engine.run_many(coming(), outcome.stats, replace(settings, watch=watch)):
         if generation.error is not None:
             raise ValueError(f"request {generation.index}: {generation.error}") from generation.error
         outcome.texts[generation.index] = generation.new_ids
@@ -112,7 +115,11 @@ def in_flight(engine: Engine, requests: Sequence[Request], pool: Pool, gaps: Seq
 
 
 def in_batches(engine: Engine, requests: Sequence[Request], slots: int, gaps: Sequence[float] | None = None) -> Outcome:
-    """Batches of at most `slots` requests, each to the end of its longest; then the next one, of all that have come."""
+    """Batches of at most `slots` requests, each to the end of its longest; then the next one, of all that have come.
+
+    Without `gaps` every place of a batch is a client's, who sends the next request as soon as the last one has ended,
+    and has to wait for the next batch.
+    """
     outcome = Outcome(DecodingStats(), [[] for _ in requests], began=time.perf_counter())
     begins: list[float] = []
     while (first := len(begins)) < len(requests):
@@ -127,7 +134,8 @@ def in_batches(engine: Engine, requests: Sequence[Request], slots: int, gaps: Se
             outcome.texts[first + generation.index] += tokens
     told = outcome.stats.requests
     outcome.ended = max(request.end for request in told)
-    outcome.due = begins if gaps is None else [outcome.began + gap for gap in gaps]
+    free = [outcome.began] * slots + [request.end for request in told]  # a client's next one comes after its last one
+    outcome.due = free[: len(told)] if gaps is None else [outcome.began + gap for gap in gaps]
     for number, request in enumerate(told):
         slot = number - begins.index(begins[number])
         outcome.visits.append([(slot, READ, begins[number], request.first), (slot, DECODE, request.first, request.end)])

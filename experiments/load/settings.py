@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from specdec.experiments.validation import check_above_0, check_counts, check_whole
-from specdec.pool import Pool
+from specdec.serving_settings import ServingSettings
 
 CLOSED, OPEN, CAPACITY = "closed", "open", "capacity"
 SPECULATION = ("off", "on", "adaptive")
@@ -92,7 +92,7 @@ class Settings:
             if type(raw[name]) is not bool:
                 raise ValueError(f"load.{name} is {raw[name]!r}; expected true or false")
         try:
-            Pool(1, None, raw["memory"], raw["page"])
+            ServingSettings(1, None, raw["memory"], raw["page"])
         except ValueError as error:
             raise ValueError(f"load.{error}") from None
         words = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import yaml
 from transformers import PreTrainedModel
 
 from specdec import registry
-from specdec.core import Drafter, forget
+from specdec.cache import ROOM_STEP, TreeCache
+from specdec.core import Drafter, forget, own_kv_bytes
 from specdec.engine import Engine, serve
 from specdec.request import Request
 from specdec.sampling import SamplingParams
@@ -250,3 +253,30 @@ def test_fewer_levels_change_nothing_that_comes_after(forgetful: Drafter, mode: 
             assert int(tree.depths.max()) <= levels
         if levels is None:
             assert [tree.paths(slot) for slot in whole.texts] == [wanted.paths(slot) for slot in whole.texts]
+
+
+def caches(state: object) -> Iterator[TreeCache]:
+    """All that a state holds."""
+    if isinstance(state, TreeCache | Target):
+        yield state.cache if isinstance(state, Target) else state
+    elif is_dataclass(state):
+        for each in fields(state):
+            yield from caches(getattr(state, each.name))
+    elif isinstance(state, list):
+        for part in state:
+            yield from caches(part)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kv_of_its_own_is_what_it_says(name: str) -> None:
+    """On a CPU, where a slot's room is not rounded up, as it is where the KV is only counted."""
+    model = make_model(vocab_size=VOCAB)
+    made = build_drafter(name, model)
+    target = Target(model, hidden_layers=made.needs.hidden_layers)
+    drafter = attach(made, target)
+    target.open(3, 50, drafter.needs.room)
+    found = [c for c in caches(drafter.open(3, 50, target.device)) if c.arenas[0] is not target.cache.arenas[0]]
+    rounded = sum(c.nbytes // c.room * -(-c.room // ROOM_STEP) * ROOM_STEP for c in found)
+    assert own_kv_bytes(drafter, 3, 50, target.device) == rounded
+    assert own_kv_bytes(drafter, 3, 50, torch.device("meta")) in (0, rounded)  # of a model that is elsewhere, or a head
+    assert bool(found) == (name in ("draft_model", "eagle", "block", "universal", "intersection"))

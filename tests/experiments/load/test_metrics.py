@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from specdec.experiments.load import metrics
+from specdec.experiments.load.measure import Load
 from specdec.experiments.load.requests import arrival_times, output_lengths
-from specdec.experiments.load.serve import DECODE, READ, Watch
+from specdec.experiments.load.serve import DECODE, READ, Watch, in_batches
 from specdec.experiments.load.settings import ALONE, Cell, Settings
 from specdec.experiments.load.shown import sentences
+from specdec.metrics import DecodingStats
+from specdec.request import Generation, Request
+from specdec.request_stats import RequestStats
 from specdec.turn import Turn
 
 RAW: dict[str, Any] = {
@@ -66,6 +73,60 @@ def test_every_metric_by_hand() -> None:
     assert found["preemptions"] == 1
     assert list(metrics.definitions()) == list(found)
     assert all(len(words) > 30 for words in metrics.definitions().values())
+
+
+@pytest.mark.parametrize("tpot", [0.0, math.nan])
+def test_a_text_of_one_token_has_no_time_per_token_to_keep(tpot: float) -> None:
+    rows = [ROWS[0], ROWS[2] | {"tpot": tpot}]
+    assert metrics.goodput(rows, 4.0, {"ttft": 3.0, "tpot": 0.1}) == 2 / 4
+    assert metrics.goodput(rows, 4.0, {"ttft": 2.0, "tpot": 0.1}) == 1 / 4
+    assert metrics.goodput(rows, 4.0, {"ttft": 3.0, "tpot": 0.05}) == 1 / 4
+    assert metrics.goodput(rows, 4.0, {"ttft": 3.0, "tpot": math.nan}) == 1 / 4
+    assert metrics.tpot(rows)["p50"] == pytest.approx(0.1)
+    assert math.isnan(metrics.tpot(rows[1:])["p50"])
+
+
+def bounds(rows: list[dict[str, Any]], **given: float) -> dict[str, float]:
+    """Of a run whose requests took that alone."""
+    records: Any = SimpleNamespace(requests={(ALONE.name, 0): rows})
+    nothing: Any = None
+    return Load(nothing, {}, Settings.parse(RAW | given), [], records, nothing, lambda *_: None).bounds()
+
+
+def test_bounds_are_of_texts_that_have_a_second_token() -> None:
+    assert bounds(ROWS) == pytest.approx({"ttft": 10 * 2.0, "tpot": 3 * 0.15})
+    assert bounds(ROWS, tpot_bound=0.5, ttft_bound=7) == {"ttft": 7.0, "tpot": 0.5}
+    single = bounds(ROWS[2:])
+    assert single["ttft"] == 30.0
+    assert math.isnan(single["tpot"])
+
+
+class Batches:
+    """An engine whose requests take as many thousandths of a second as they want tokens."""
+
+    def run(self, requests: list[Request], stats: DecodingStats) -> Iterator[tuple[Generation, list[int]]]:
+        start = time.perf_counter()
+        for index, request in enumerate(requests):
+            took = request.max_new_tokens / 1000
+            told = RequestStats(start=start, first=start + took / 2, end=start + took)
+            stats.requests.append(told)
+            yield Generation(index, request, [], told), [7] * request.max_new_tokens
+        time.sleep(max(request.max_new_tokens for request in requests) / 1000)
+
+
+def test_a_static_request_is_due_when_its_client_is_free() -> None:
+    """Not when its batch begins: it waits for the longest of the batch before."""
+    engine: Any = Batches()
+    requests = [Request([1], count) for count in (2, 30, 4, 2, 3)]
+    outcome = in_batches(engine, requests, 2)
+    ends = [told.end for told in outcome.stats.requests]
+    assert outcome.due == [outcome.began, outcome.began, *ends[:3]]
+    waits = [told.start - due for told, due in zip(outcome.stats.requests, outcome.due, strict=True)]
+    assert min(waits) >= 0
+    assert waits[2] > 0.02  # the second one took 28 thousandths longer than the first
+    assert [len(text) for text in outcome.texts] == [2, 30, 4, 2, 3]
+    opened = in_batches(engine, requests, 2, gaps := [0.0, 0.001, 0.002, 0.003, 0.004])
+    assert opened.due == [opened.began + gap for gap in gaps]
 
 
 def test_a_dense_cache_has_no_pages() -> None:

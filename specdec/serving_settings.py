@@ -1,14 +1,18 @@
-"""How much KV a run of `generate_many` gets, and in which pieces."""
+"""What a run of `generate_many` was asked for: how many requests at once, how much KV, and in which pieces."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-
+from specdec.arrivals import Served
 from specdec.cache import ROOM_STEP, Paging
+from specdec.core import Drafter, own_kv_bytes
+from specdec.decode import steps_late
+from specdec.free_memory import free_bytes
+from specdec.pages import PagePool
+from specdec.scheduler import Scheduler
+from specdec.step import Step
 from specdec.target import Target
 from specdec.turn import Turn
 
@@ -19,7 +23,7 @@ ROWS = {"cpu": 256, "cuda": 2048}  # of a forward pass, roots and chunks of prom
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class ServingSettings:
     """What `generate_many` was asked for; see there.
 
     Raises:
@@ -53,43 +57,51 @@ class Pool:
         longest = self.max_length or LONGEST
         return min(longest, target.max_positions or longest)
 
-    def paging(self, target: Target, room: int, whole: bool = False) -> Paging:
-        """Pages for all slots, or as many as there is memory for.
+    def paging(self, target: Target, drafter: Drafter, whole: bool = False) -> Paging:
+        """Pages for all slots, or as many as there is memory for beside the drafter's own KV.
 
         Args:
             target: whose KV they hold.
-            room: places behind a text.
+            drafter: who works with it.
             whole: a slot's room is one page where nobody says, as in a dense cache.
 
         Raises:
             ValueError: there is no memory for a single page.
         """
-        places = self.length(target) + 2 * room
-        if target.device.type != "cpu":
+        length, device = self.length(target), target.device
+        places = length + 2 * drafter.needs.room
+        if device.type != "cpu":
             places = -(-places // ROOM_STEP) * ROOM_STEP
         size = min(self.page or (places if whole else PAGE), places)
         wanted = self.slots * -(-places // size)
-        given = self._bytes(target.device)
-        pages = min(wanted, given // max(size * target.kv_bytes, 1) - Paging.first(target.device))
+        given, drafts = self._bytes(target), own_kv_bytes(drafter, self.slots, length, device)
+        pages = min(wanted, (given - drafts) // max(size * target.kv_bytes, 1) - Paging.first(device))
         if pages < 1:
+            taken = f", of which the drafter's own takes {drafts} for {self.slots} x {length} tokens" if drafts else ""
+            advice = "more memory, fewer slots or a smaller max_length" if drafts else "more memory, or smaller pages"
             raise ValueError(
-                f"memory for KV is {given} bytes, less than a page of {size} tokens takes "
-                f"({size * target.kv_bytes} bytes); give generate_many more memory, or smaller pages"
+                f"memory for KV is {given} bytes{taken}, less than a page of {size} tokens takes "
+                f"({size * target.kv_bytes} bytes); give generate_many {advice}"
             )
         return Paging(pages, size)
 
-    def _bytes(self, device: torch.device) -> int:
+    def scheduler(self, run: Step) -> Scheduler[Served]:
+        """Of the pages of `run`."""
+        needs, target, paging = run.drafter.needs, run.target, run.paging
+        assert paging is not None
+        device = target.device
+        return Scheduler(
+            PagePool(paging.pages, paging.size, Paging.first(device)),
+            self.slots,
+            needs.room,
+            rows=self.rows or ROWS.get(device.type, ROWS["cuda"]),
+            late=steps_late(device) * needs.max_nodes,
+            sharing=self.sharing and not needs.hidden_layers,  # what is not read has no hidden states
+            width=target.cache.block_table.shape[1] if device.type == "cpu" else 0,  # read in place, see TreeCache
+        )
+
+    def _bytes(self, target: Target) -> int:
+        """What the target has from a run before is given back when another one begins."""
         if type(self.memory) is int:
             return self.memory
-        return int((self.memory or SHARE) * free_bytes(device))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that nobody uses: of the GPU, or of the machine (on Linux with what it would give back)."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return int((self.memory or SHARE) * (free_bytes(target.device) + target.cache.nbytes))
