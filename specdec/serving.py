@@ -126,11 +126,12 @@ class Serving(Decoding):
             job.generation.stats.shared_tokens = job.shared
 
     def _admit(self) -> None:
-        """Those for whom there are a slot and pages; what is refused ends at once."""
+        """Those for whom there are a slot and pages; what is refused ends at once, but is handed out before there are
+        more of such than slots: a queue may have no other."""
         ready: list[Served] = []
         while True:
-            room = self.scheduler.free_slots and not self.scheduler.waiting and not self.ended
-            came = bool(room) and self._arrive()
+            room = self.scheduler.free_slots and not self.scheduler.waiting
+            came = bool(room) and len(self.ended) < self.settings.slots and self._arrive()
             if (job := self.scheduler.admit()) is not None:
                 self._enter(job)
                 ready += [] if job.reading else [job]

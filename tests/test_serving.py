@@ -377,6 +377,26 @@ def test_the_queue_is_read_when_there_is_room(target: Target) -> None:
     served.close()
 
 
+def test_refused_ones_hold_nobody_up(target: Target, plain: list[list[int]]) -> None:
+    """As many as there are slots are refused at a turn: the next one that can be served enters at once, and a queue of
+    wrong ones without an end is handed out as it comes."""
+    wrong = Request([1], MAX_LENGTH)
+    serving = begin(target, NoDrafter(), arrivals([REQUESTS[0], wrong, wrong, REQUESTS[1]]), Setting(slots=3))
+    serving.turn()
+    assert [generation.index for generation in serving.ended] == [1, 2]
+    assert [job.generation.index for job in serving.scheduler.running] == [0, 3]
+    found = {g.index: g.new_ids for g in checked(serving)}
+    assert found == {0: plain[0], 1: [], 2: [], 3: plain[1]}
+    served = serve(begin(target, NoDrafter(), arrivals_of(wrong), Setting(slots=3)))
+    assert [next(served).index for _ in range(7)] == list(range(7))
+    served.close()
+
+
+def arrivals_of(request: Request) -> Iterator[Arrival]:
+    while True:
+        yield request, None
+
+
 def test_an_iterable_may_say_that_nothing_has_come_yet(
     target: Target, plain: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
