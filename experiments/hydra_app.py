@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import run_job
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -95,12 +97,14 @@ def launch(command: str, arguments: list[str]) -> Outcome:
 
 
 def _once(app: Hydra, command: str, overrides: list[str], errors: Errors) -> Outcome:
-    """One job. Hydra makes the folder that it is told of before it calls us; a run's is made when it has something in
-    it, so Hydra is told of the present one.
+    """One job, as `Hydra.run` does it with what was composed. Hydra makes the folder that it is told of before it calls
+    us; a run's is made when it has something in it, so Hydra is told of the present one.
     """
     config = app.compose_config(command, overrides, RunMode.RUN)
     HydraConfig.instance().set_config(config)
     folder = from_here(Path(config.hydra.run.dir))
+    with read_write(config.hydra.run):
+        config.hydra.run.dir = "."
     unequal: list[str] = []
 
     def job(composed: DictConfig) -> None:
@@ -108,7 +112,11 @@ def _once(app: Hydra, command: str, overrides: list[str], errors: Errors) -> Out
         if command == "run" and summary:
             unequal.extend(sweep.unequal(summary))
 
-    app.run(command, job, [*overrides, "hydra.run.dir=."])
+    callbacks = Callbacks(config)
+    callbacks.on_run_start(config=config, config_name=command)
+    done = run_job(job, config, "hydra.run.dir", None, HydraContext(app.config_loader, callbacks))
+    callbacks.on_run_end(config=config, config_name=command, job_return=done)
+    _ = done.return_value  # raises what the job raised
     return Outcome(tuple(unequal))
 
 
@@ -127,7 +135,7 @@ def _sweep(app: Hydra, overrides: list[str], job: Callable[[DictConfig], Any]) -
     planned = _planned(app, config, task)
     begun = sweep.begin(folder, task, own)
     plans = [[*plan["overrides"], *plan["hydra"]] for plan in sweep.plans_of(folder) or []]
-    for plan in plans:  # those of earlier starts, too
+    for plan in (plan for plan in plans if plan != [*task, *own]):  # those of earlier starts
         composed = app.compose_config("run", plan, RunMode.MULTIRUN)
         planned += _planned(app, composed, [override for override in plan if not of_hydra(override)])
     again = " ".join(dict.fromkeys([f"resume={folder}", *told_to_run([o for plan in plans for o in plan])]))

@@ -6,6 +6,7 @@ Weights are wider than usual (`initializer_range`), so that greedy text is not a
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -178,6 +179,13 @@ def plain_text(model: PreTrainedModel, prompt: list[int], max_new_tokens: int, *
     settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, **settings}
     ids = torch.tensor([prompt], device=model.device)
     return model.generate(ids, max_new_tokens=max_new_tokens, **settings)[0, len(prompt) :].tolist()
+
+
+@cache
+def own_texts(lengths: tuple[int, ...], count: int, vocab: int = VOCAB) -> list[list[int]]:
+    """`plain_text` of `ragged_batch(lengths, vocab=vocab)` by the model of most tests of drafters: written once."""
+    model = make_model(vocab_size=vocab, dtype=torch.float64)
+    return [plain_text(model, prompt, count) for prompt in ragged_batch(lengths, vocab=vocab)[2]]
 
 
 Batch = tuple[torch.Tensor, torch.Tensor, list[list[int]]]  # input_ids [B, L], attention_mask [B, L], the prompts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def render(run: RunFiles) -> str:
     )
 
 
+@cache  # with the templates that it has compiled
 def make_environment() -> jinja2.Environment:
     """For this folder's templates: escapes what they are given, and knows the filters."""
     loader = jinja2.FileSystemLoader(FOLDER)

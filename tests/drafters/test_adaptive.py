@@ -31,7 +31,7 @@ from specdec.tree.static import StaticTree, chain
 from specdec.tree.token_tree import TokenTree
 
 from ..fakes import Harness
-from ..models import make_model, noisy_copy, plain_text, ragged_batch
+from ..models import make_model, noisy_copy, own_texts, plain_text, ragged_batch
 
 VOCAB = 40
 PROMPTS = [[5, 6, 7, 5, 6], [1], [2, 3, 2, 3, 2, 3, 2], [9, 8], [4] * 12]
@@ -269,12 +269,12 @@ FIVE = (9, 4, 1, 12, 3)
 def test_text_is_the_models_own(inner: str, lengths: tuple[int, ...], acceptance: str) -> None:
     """Where drafting is dear enough that trees grow, shrink and stop."""
     model = make_model(vocab_size=VOCAB, dtype=torch.float64)
-    ids, mask, prompts = ragged_batch(lengths, vocab=VOCAB)
+    ids, mask, _ = ragged_batch(lengths, vocab=VOCAB)
     drafter = Adaptive(INNER[inner](model), 0.15, 0.05, allowance=0.1)
     out = specdec.generate(
         model, ids, mask, drafter=drafter, acceptance=acceptance, max_new_tokens=40, eos_token_id=[], pad_token_id=0
     )
-    assert out.sequences[:, ids.shape[1] :].tolist() == [plain_text(model, p, 40) for p in prompts]
+    assert out.sequences[:, ids.shape[1] :].tolist() == own_texts(lengths, 40, VOCAB)
     if inner.startswith("draft_model"):  # the others look into texts, and these are random
         assert out.stats.mean_accepted_length_pooled > 1.02
     requests = out.stats.requests

@@ -20,7 +20,7 @@ from specdec.tree.static import chain
 from specdec.tree.token_tree import TokenTree
 
 from ..fakes import Harness
-from ..models import make_model, plain_text, ragged_batch
+from ..models import make_model, own_texts, ragged_batch
 
 PROMPT = [1, 2, 3, 4, 5, 6, 1, 2]
 REFERENCE = [*PROMPT, 3, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]
@@ -107,11 +107,11 @@ def test_tokens_that_a_tree_had_right_in_a_row() -> None:
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
 def test_text_is_the_models_own(mode: str, acceptance: str) -> None:
     model = make_model(dtype=torch.float64)
-    ids, mask, prompts = ragged_batch((9, 4, 1))
+    ids, mask, _ = ragged_batch((9, 4, 1))
     names: Any = ["suffix", "ngram", "recycling"]
     drafter = registry.build("drafter", "hybrid", drafters=names, mode=mode)
     out = specdec.generate(model, ids, mask, drafter=drafter, acceptance=acceptance, max_new_tokens=30, eos_token_id=[])
-    assert out.sequences[:, ids.shape[1] :].tolist() == [plain_text(model, p, 30) for p in prompts]
+    assert out.sequences[:, ids.shape[1] :].tolist() == own_texts((9, 4, 1), 30)
     assert out.stats.mean_accepted_length_pooled > 1.1
 
 

@@ -23,7 +23,7 @@ from specdec.tree.token_tree import TokenTree, merge_paths
 from specdec.tree.union import token_keys
 
 from ..fakes import CPU, Harness, check_shape
-from ..models import make_model, plain_text, ragged_batch
+from ..models import make_model, own_texts, ragged_batch
 
 VOCAB = 7  # so few that n-grams are met again
 SETTINGS = [(5, 4, 3, 4096), (1, 3, 1, 9), (4, 3, 9, 11), (2, 5, 2, 4)]  # window, ngram, guesses, pool
@@ -150,11 +150,11 @@ def test_the_text_is_that_of_plain_decoding(slots: int, sampling: SamplingParams
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection", "block", "traversal"])
 def test_with_every_lossless_rule(acceptance: str) -> None:
     model = make_model(dtype=torch.float64)
-    ids, mask, prompts = ragged_batch((9, 4, 1))
+    ids, mask, _ = ragged_batch((9, 4, 1))
     out = specdec.generate(
         model, ids, mask, drafter="lookahead", acceptance=acceptance, max_new_tokens=30, eos_token_id=[]
     )
-    assert out.sequences[:, ids.shape[1] :].tolist() == [plain_text(model, p, 30) for p in prompts]
+    assert out.sequences[:, ids.shape[1] :].tolist() == own_texts((9, 4, 1), 30)
 
 
 def test_nothing_is_read_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

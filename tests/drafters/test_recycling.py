@@ -18,7 +18,7 @@ from specdec.tree.static import StaticTree, chain
 from specdec.tree.token_tree import TokenTree
 
 from ..fakes import CPU, check_shape
-from ..models import make_model, plain_text, ragged_batch
+from ..models import make_model, own_texts, ragged_batch
 
 VOCAB = 12
 TREE = StaticTree([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]])
@@ -145,10 +145,10 @@ def test_nothing_is_read_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
 def test_text_is_the_models_own_and_drafts_pay(acceptance: str) -> None:
     model = make_model(dtype=torch.float64)
-    ids, mask, prompts = ragged_batch((9, 4, 1))
+    ids, mask, _ = ragged_batch((9, 4, 1))
     drafter = registry.build("drafter", "recycling")
     out = specdec.generate(model, ids, mask, drafter=drafter, acceptance=acceptance, max_new_tokens=30, eos_token_id=[])
-    assert out.sequences[:, ids.shape[1] :].tolist() == [plain_text(model, p, 30) for p in prompts]
+    assert out.sequences[:, ids.shape[1] :].tolist() == own_texts((9, 4, 1), 30)
     assert out.stats.mean_accepted_length_pooled > 1.1
 
 

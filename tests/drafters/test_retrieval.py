@@ -22,7 +22,7 @@ from specdec.drafters.retrieval import Retrieval
 from specdec.tree.token_tree import TokenTree
 
 from ..fakes import write_datastore
-from ..models import make_model, plain_text, ragged_batch
+from ..models import make_model, own_texts, ragged_batch
 
 TEXTS = [[5, 6, 7, 8], [5, 6, 7, 9], [6, 7, 8, 8, 8], [1, 2, 3]]
 
@@ -125,8 +125,8 @@ def test_tokens_that_only_pad_the_target_are_read(file: Path) -> None:
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
 def test_text_is_the_models_own_and_drafts_pay(tmp_path: Path, acceptance: str) -> None:
     model = make_model(dtype=torch.float64)
-    ids, mask, prompts = ragged_batch((9, 4, 1))
-    wanted = [plain_text(model, p, 30) for p in prompts]
+    ids, mask, _ = ragged_batch((9, 4, 1))
+    wanted = own_texts((9, 4, 1), 30)
     store = write_datastore(tmp_path / "d", wanted, 80)
     out = specdec.generate(
         model, ids, mask, drafter=Retrieval(store), acceptance=acceptance, max_new_tokens=30, eos_token_id=[]
