@@ -72,8 +72,10 @@ def build_drafter(name: str, model: PreTrainedModel, **settings: Any) -> Drafter
     return made
 
 
+@cache
 def make_drafter(name: str, **settings: Any) -> Drafter:
-    """With a tiny draft model in float64, where batching changes no token, which is the target, too."""
+    """With a tiny draft model in float64, where batching changes no token, which is the target, too. One object for all
+    tests: it serves many decoders."""
     model = make_model(vocab_size=VOCAB, dtype=torch.float64)
     made = build_drafter(name, model, **settings)
     return attach(made, Target(model, hidden_layers=made.needs.hidden_layers))
@@ -81,7 +83,9 @@ def make_drafter(name: str, **settings: Any) -> Drafter:
 
 @pytest.fixture(params=NAMES)
 def drafter(request: pytest.FixtureRequest) -> Drafter:
-    return make_drafter(request.param)
+    made = make_drafter(request.param)
+    forget(made)
+    return made
 
 
 @pytest.fixture(params=NAMES)
