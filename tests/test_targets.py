@@ -17,7 +17,7 @@ from specdec.sampling import DraftNoise
 
 from .models import ARCHITECTURES, make_model, noisy_copy, plain_text, ragged_batch
 
-NEW_TOKENS = 40  # well past the sliding windows
+NEW_TOKENS = 30  # well past the sliding windows
 TIE = 1e-4  # a smaller gap between the two best tokens is rounding's to decide
 RAGGED = (9, 4, 1, 12, 7)
 LEFT = (False, True, False, True, True)

@@ -8,6 +8,7 @@ fixed, so that the outcome is always the same.
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import pytest
 import torch
@@ -43,11 +44,17 @@ TARGET = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.3, 0.2, 0.5]])
 DRAFT = torch.tensor([[0.2, 0.2, 0.6], [0.6, 0.2, 0.2], [0.2, 0.6, 0.2]])
 
 
+@cache
+def settings(top_k: int) -> list[SamplingParams]:
+    """Of every text."""
+    return [SamplingParams(temperature=1.0, top_k=top_k, seed=seed) for seed in range(TEXTS)]
+
+
 def texts(rule: AcceptanceRule, policy: TreePolicy, top_k: int = 0) -> Tensor:
     """`[TEXTS, LENGTH]`, each with a seed of its own, all after token 0."""
     sampler = Sampler(TEXTS, VOCAB, CPU)
-    for seed in range(TEXTS):
-        sampler.start(seed, SamplingParams(temperature=1.0, top_k=top_k, seed=seed), [0])
+    for slot, params in enumerate(settings(top_k)):
+        sampler.start(slot, params, [0])
     written = torch.zeros(TEXTS, LENGTH + policy.max_nodes, dtype=torch.int64)
     lengths = torch.zeros(TEXTS, dtype=torch.int64)
     roots = torch.zeros(TEXTS, dtype=torch.int64)

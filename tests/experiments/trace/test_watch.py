@@ -154,13 +154,20 @@ def test_what_is_recorded_is_what_the_models_say(name: str) -> None:
     assert text == (*IDS, *trace.ids)
 
 
+@cache  # for all nodes of a tree
+@torch.no_grad()
+def hidden_before(text: tuple[int, ...], layers: tuple[int, ...]) -> dict[int, Tensor]:
+    """The target's hidden states `[1, L - 1, H]` of a text without its last token."""
+    target = Target(TARGET, hidden_layers=layers)
+    target.open(1, len(text))
+    return dict(target.prefill([0], [text[:-1]]).hidden)
+
+
 @torch.no_grad()
 def predicted(head: Any, text: tuple[int, ...], path: tuple[int, ...]) -> Tensor:
     """`[V]`: what a head is trained to say after `path` behind a text, whose last token is the root."""
-    target = Target(TARGET, hidden_layers=head.hidden_layers)
-    target.open(1, len(text))
     rest = head.depth + 2
-    hidden = {layer: pad(x, (0, 0, 0, rest)) for layer, x in target.prefill([0], [text[:-1]]).hidden.items()}
+    hidden = {n: pad(x, (0, 0, 0, rest)) for n, x in hidden_before(text, tuple(head.hidden_layers)).items()}
     tokens = torch.tensor([[*text, *path, *[0] * (rest - 1 - len(path))]])
     said: Tensor = head.predict(tokens, hidden, torch.tensor([[len(text) - 1]]))[0, 0, len(path)]
     return said
