@@ -55,8 +55,8 @@ from .heads import make_head
 from .models import VOCAB, make_config, make_model
 
 CAPACITY, MAX_LENGTH = 3, 40
-RULES = [Coupled(), Rejection()]
-DRAWN_RULES = [Block(), Traversal(), Typical(), Relaxed()]
+RULES: list[AcceptanceRule] = [Coupled(), Rejection()]
+DRAWN_RULES: list[AcceptanceRule] = [Block(), Traversal(), Typical(), Relaxed()]
 DRAWING = ["draft_model, chain", "draft_model, static", "draft_model, replacement", "early_exit", "medusa"]
 SAMPLED = SamplingParams(temperature=0.7, seed=3)
 SETTINGS = {
