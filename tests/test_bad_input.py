@@ -179,21 +179,6 @@ def test_a_draft_model_of_another_vocabulary(model: PreTrainedModel) -> None:
         specdec.generate(model, IDS, drafter=make_model("llama", vocab_size=300), max_new_tokens=3)
 
 
-@pytest.mark.parametrize("size", [76, 84])
-def test_a_draft_model_with_a_differently_padded_vocabulary_works(model: PreTrainedModel, size: int) -> None:
-    """A larger one may propose ids that the target does not have; a smaller one does not know some of the target's."""
-    small = make_model("llama", vocab_size=size, seed=3)
-    for sampling in (SamplingParams(), SamplingParams(temperature=1.0, seed=2)):
-        for acceptance in ("coupled", "rejection"):
-            settings: dict[str, Any] = {"max_new_tokens": 40, "eos_token_id": [], "sampling": sampling}
-            out = specdec.generate(model, IDS, drafter=small, tree="best_first", acceptance=acceptance, **settings)
-            assert out.sequences.shape == (1, 43)
-            assert int(out.sequences.max()) < 80
-            if acceptance == "coupled" or not sampling.temperature:
-                plain = specdec.generate(model, IDS, drafter="none", **settings)
-                assert out.sequences.tolist() == plain.sequences.tolist()
-
-
 class Stub:
     """A drafter with nothing wrong but what a test sets."""
 
