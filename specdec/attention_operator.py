@@ -85,7 +85,7 @@ def _attend(
             q, k_pool, v_pool, step.plan, scale=scale, window=window, softcap=softcap, sinks=sinks,
             new_k=k[0].transpose(0, 1), new_v=v[0].transpose(0, 1), written=step.listed,
         )  # fmt: skip
-        return output[None]
+        return output.contiguous()[None]  # where it was left to `packed`
     assert step.written is not None
     for pool, rows in ((k_pool, k[0]), (v_pool, v[0])):
         step.written.write(pool, rows if step.rows is None else rows[:, step.rows])
