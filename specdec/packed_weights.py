@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,37 +20,47 @@ def fingerprint(model: PreTrainedModel) -> tuple[object, ...]:
     return tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors)
 
 
-def share(modules: Sequence[ModuleType], known: dict[bytes, Tensor]) -> None:
+def share(modules: Sequence[ModuleType], model: PreTrainedModel, known: dict[bytes, Tensor]) -> None:
     """Weights that an earlier graph has packed the same way are put in place of those in `modules`.
 
     Every graph packs for itself. Whoever holds one of these tensors (the module, inductor's table of constants) holds
     it in a dictionary.
     """
+    own = {x.untyped_storage().data_ptr() for x in [*model.parameters(), *model.buffers()]}
     twins: dict[int, tuple[Tensor, Tensor]] = {}  # by id: a packed weight, and the known one with the same bytes
     for value in [x for m in modules for x in vars(m).values()]:
-        if isinstance(value, Tensor) and value.is_mkldnn:
+        if isinstance(value, Tensor) and (value.is_mkldnn or value.untyped_storage().data_ptr() not in own):
             same = known.setdefault(_digest(value), value)
             if same is not value:
                 twins[id(value)] = (value, same)
-    if not twins:
-        return
-    for holder in gc.get_referrers(*(mine for mine, _ in twins.values())):
-        if isinstance(holder, dict):
-            for name, value in list(holder.items()):
-                if isinstance(value, Tensor) and id(value) in twins and isinstance(name, str):
-                    holder[name] = twins[id(value)][1]
+    for holder, name in _held([mine for mine, _ in twins.values()]):
+        holder[name] = twins[id(holder[name])][1]
+
+
+def _held(weights: Sequence[Tensor]) -> list[tuple[dict[str, Any], str]]:
+    """Every dictionary, and the name in it, that holds one of them."""
+    ids = set(map(id, weights))
+    holders = [x for x in gc.get_referrers(*weights) if isinstance(x, dict)] if weights else []
+    return [(x, name) for x in holders for name, value in list(x.items()) if id(value) in ids and isinstance(name, str)]
 
 
 def _digest(weight: Tensor) -> bytes:
     """Of a packed weight's layout and bytes."""
+    if not weight.is_mkldnn:
+        digest = hashlib.sha256(repr((weight.dtype, weight.shape, weight.stride())).encode())
+        digest.update(weight.contiguous().view(torch.uint8).flatten().numpy().data)
+        return digest.digest()
     count = torch.ops.mkldnn._nbytes(weight)
     digest = hashlib.sha256(torch.ops.mkldnn._get_mkldnn_serialized_md(weight).numpy().tobytes())
     digest.update((ctypes.c_char * count).from_address(torch.ops.mkldnn.data_ptr(weight)))
     return digest.digest()
 
 
-def forget(modules: Sequence[ModuleType]) -> None:
-    """A graph is gone; torch keeps the modules of its code for good, but their weights need not stay."""
+def forget(modules: Sequence[ModuleType], packed: Mapping[bytes, Tensor]) -> None:
+    """A graph is gone, and so will be the others that share its packed weights; torch keeps the modules of its code,
+    and tables of constants, for good, but the weights need not stay."""
     for module in modules:
         for name in [name for name, value in vars(module).items() if isinstance(value, Tensor)]:
             delattr(module, name)
+    for holder, name in _held(list(packed.values())):
+        del holder[name]
