@@ -221,7 +221,8 @@ def by_turns(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     checks: dict[str, dict[str, int]] = {}
     for number in track(range(rounds + 1), "by turns", console=stderr()):
-        for name, serve in ways.items():
+        order = list(ways.items())
+        for name, serve in order[number % len(order) :] + order[: number % len(order)]:
             given = requests if number else requests[: len(requests) // 4]
             began = time.perf_counter()
             texts = serve(given)

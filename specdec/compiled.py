@@ -229,6 +229,7 @@ class CompiledForward:
         kept = _kept[self._model]
         key = (tokens.shape[0], size, width, threads, cache.block_table.shape[1], cache.pages, *about)
         with ExitStack() as stack:  # also when it is compiled already: torch may have been told to forget it
+            stack.callback(attention_operator.forget_step)
             stack.enter_context(evaluating(self._model))
             stack.enter_context(plugged_in(self._configs, NAME))
             for layer, module in self._taps.items():
@@ -238,7 +239,6 @@ class CompiledForward:
                 logits, hidden = self._compile(kept, key, arguments)
             else:
                 logits, hidden = graph(*arguments)
-        attention_operator.forget_step()
         taken = {layer: x[:, :nodes] for layer, x in zip(self._taps, hidden, strict=True)}
         return TargetOutput(logits[:, :nodes], taken)
 

@@ -55,6 +55,6 @@ def _numbers(file: Path) -> dict[str, int]:
 def _lines(file: Path) -> list[str]:
     """None where there is no such file."""
     try:
-        return file.read_text(encoding="ascii").splitlines()
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []

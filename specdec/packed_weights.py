@@ -48,7 +48,7 @@ def _digest(weight: Tensor) -> bytes:
     """Of a packed weight's layout and bytes."""
     if not weight.is_mkldnn:
         digest = hashlib.sha256(repr((weight.dtype, weight.shape, weight.stride())).encode())
-        digest.update(weight.contiguous().view(torch.uint8).flatten().numpy().data)
+        digest.update(weight.flatten().view(torch.uint8).numpy().data)
         return digest.digest()
     count = torch.ops.mkldnn._nbytes(weight)
     digest = hashlib.sha256(torch.ops.mkldnn._get_mkldnn_serialized_md(weight).numpy().tobytes())

@@ -74,8 +74,8 @@ def tree_attention(
         sinks: `[Hq]` logits that join the softmax's denominator, or None.
         fixed_chunks: give every row bits that do not depend on the batch; slower. On the CPU (packed, cpp) they equal
             one-token decoding over the row's path, on the GPU they do so for chains.
-        backend: see the module's table. "auto": packed on the CPU; on CUDA triton, and for chains without words the
-            first of varlen, flash_attn and sdpa that is there and applies.
+        backend: see the module's table. "auto": on the CPU cpp, or packed without a compiler; on CUDA triton, and for
+            chains without words the first of varlen, flash_attn and sdpa that is there and applies.
         workspace: buffers of the triton backend, shared by the layers of a step, and held by a CUDA graph; None
             makes new ones for this call.
         plan: `make_plan` of these arguments, for the backends that read lengths to the host, shared by the layers of a
@@ -143,8 +143,10 @@ def _checks_values(q: Tensor, k_pool: Tensor, block_table: Tensor, words: Tensor
 
 def choose_backend(
     q: Tensor, v_pool: Tensor, words: Tensor | None, softcap: float, sinks: Tensor | None, fixed_chunks: bool
-) -> Literal["packed", "sdpa", "triton", "varlen", "flash_attn"]:
+) -> Literal["cpp", "packed", "sdpa", "triton", "varlen", "flash_attn"]:
     """What `backend="auto"` means for these arguments."""
+    if q.device.type == "cpu" and q.dtype != torch.float64 and cpp.available():
+        return "cpp"
     if q.device.type == "cpu" or q.dtype == torch.float64:
         return "packed"
     plain = not softcap and sinks is None and not fixed_chunks

@@ -28,17 +28,15 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 class _Step(ctypes.Structure):
     """As in rows.cpp."""
 
-    _fields_ = _fields(ctypes.c_void_p, "spans tables words written") + _fields(
-        ctypes.c_int64, "count table word written_rows threads"
-    )
+    _fields_ = _fields(ctypes.c_void_p, "spans tables words") + _fields(ctypes.c_int64, "count table word threads")
 
 
 class _Layer(ctypes.Structure):
     """As in rows.cpp."""
 
     _fields_ = [
-        *_fields(ctypes.c_void_p, "q new_k new_v keys values out sinks"),
-        *_fields(ctypes.c_int64, "q_row q_head k_row k_head v_row v_head"),
+        *_fields(ctypes.c_void_p, "q new_k new_v keys values out sinks written"),
+        *_fields(ctypes.c_int64, "written_rows q_row q_head k_row k_head v_row v_head"),
         *_fields(ctypes.c_int64, "key_page key_head key_slot value_page value_head value_slot"),
         *_fields(ctypes.c_int64, "heads group dim width page window"),
         ("scale", ctypes.c_double),
@@ -73,8 +71,9 @@ def require() -> None:
 
 def can(q: Tensor, k_pool: Tensor, v_pool: Tensor, softcap: float) -> bool:
     """Whether rows.cpp can do it."""
-    sizes = q.shape[2] % _LANES == 0 and v_pool.shape[3] % _LANES == 0
-    return q.dtype in _NAMES and k_pool.dtype == v_pool.dtype == q.dtype and sizes and not softcap
+    sizes = q.shape[2] % _LANES == 0 and v_pool.shape[3] % _LANES == 0 and k_pool.stride(3) == v_pool.stride(3) == 1
+    known = q.dtype in _NAMES and k_pool.dtype == v_pool.dtype == q.dtype
+    return known and sizes and not softcap and not (q.requires_grad and torch.is_grad_enabled())
 
 
 def attend(
@@ -97,7 +96,7 @@ def attend(
     Args:
         q, k_pool, v_pool, plan, scale, window, softcap, sinks: as for `packed.attend`.
         fixed_chunks: every row goes through rows.cpp, which gives it bits of its own: slow for prompts.
-        new_k, new_v: rows that are written into the pools first, of which `written` says (row, page, place in it).
+        new_k, new_v, written: rows that are put into the pools first: `written` says (row, page, place in it).
 
     Returns:
         `[R, Hq, Dv]` in q's dtype.
@@ -105,7 +104,7 @@ def attend(
     if not can(q, k_pool, v_pool, softcap):
         if written is not None and new_k is not None and new_v is not None:
             row, page, place = written.unbind(1)
-            k_pool[page, :, place], v_pool[page, :, place] = new_k[row], new_v[row]
+            k_pool[page, :, place], v_pool[page, :, place] = new_k[row].to(k_pool.dtype), new_v[row].to(v_pool.dtype)
         settings: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
         return packed.attend(q, k_pool, v_pool, plan, fixed_chunks=fixed_chunks, **settings)
     rows, q_heads, dim = q.shape
@@ -113,7 +112,7 @@ def attend(
     out = q.new_empty(rows, q_heads, width)  # [R, Hq, Dv]
     if not plan.covered:
         out.zero_()
-    call = _call(plan, 0 if fixed_chunks else -(-_MATMUL_ROWS * heads // q_heads), written)
+    call = _call(plan, 0 if fixed_chunks else -(-_MATMUL_ROWS * heads // q_heads))
     q = q if q.stride(2) == 1 else q.contiguous()
     layer = _Layer(
         q=q.data_ptr(), keys=k_pool.data_ptr(), values=v_pool.data_ptr(), out=out.data_ptr(),
@@ -122,8 +121,9 @@ def attend(
         value_page=v_pool.stride(0), value_head=v_pool.stride(1), value_slot=v_pool.stride(2),
         heads=heads, group=q_heads // heads, dim=dim, width=width, page=k_pool.shape[2], window=window, scale=scale,
     )  # fmt: skip
-    if new_k is not None and new_v is not None:
-        new_k, new_v = (x if x.stride(2) == 1 else x.contiguous() for x in (new_k, new_v))
+    if written is not None and new_k is not None and new_v is not None:
+        new_k, new_v = (x if x.stride(2) == 1 else x.contiguous() for x in (new_k.to(q.dtype), new_v.to(q.dtype)))
+        layer.written, layer.written_rows = written.data_ptr(), len(written)
         layer.new_k, layer.k_row, layer.k_head = new_k.data_ptr(), new_k.stride(0), new_k.stride(1)
         layer.new_v, layer.v_row, layer.v_head = new_v.data_ptr(), new_v.stride(0), new_v.stride(1)
     if sinks is not None:
@@ -135,26 +135,20 @@ def attend(
     return out
 
 
-def _call(plan: Plan, most: int, written: Tensor | None) -> _Call:
-    """Made by the first layer of a step, for those with as many rows a head.
-
-    Args:
-        plan: of the step.
-        most: sequences of this many rows and more are left to `packed`; 0 for none.
-        written: see `attend`.
-    """
+def _call(plan: Plan, most: int) -> _Call:
+    """Made by the first layer of a step, for all with as many heads: sequences of `most` rows and more are left to
+    `packed`; 0 for none."""
     key = most, torch.get_num_threads()
     found: _Call | None = plan.calls.get(key)
     if found is None:
         mine = [span for span in plan.spans if not most or span.end - span.first < most]
         others = tuple(span for span in plan.spans if most and span.end - span.first >= most)
         spans = torch.tensor(mine, dtype=torch.int64).view(-1, len(Span._fields))
-        table, words = plan.block_table.contiguous(), None if plan.words is None else plan.words.contiguous()
+        table = plan.block_table.to(torch.int32).contiguous()
+        words = None if plan.words is None else plan.words.contiguous()
         step = _Step(
             spans=spans.data_ptr(), tables=table.data_ptr(), words=None if words is None else words.data_ptr(),
-            written=None if written is None else written.data_ptr(), count=len(mine), table=table.shape[1],
-            word=0 if words is None else words.shape[1], written_rows=0 if written is None else len(written),
-            threads=key[1],
+            count=len(mine), table=table.shape[1], word=0 if words is None else words.shape[1], threads=key[1],
         )  # fmt: skip
-        found = plan.calls[key] = _Call(step, (spans, table, words, written), others)
+        found = plan.calls[key] = _Call(step, (spans, table, words), others)
     return found

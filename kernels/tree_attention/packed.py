@@ -164,7 +164,7 @@ def _attend_wide(
         group = sinks.shape[0] // heads
         sink = sinks.to(wide).view(heads, group, 1).expand(heads, group, packed_rows // group)
         sink = sink.reshape(heads, packed_rows, 1)
-        top = torch.maximum(scores.amax(2, keepdim=True), sink)
+        top = torch.maximum(scores.amax(2, keepdim=True), sink).clamp_(min=torch.finfo(wide).min)
         weights = scores.sub_(top).exp_()
         total = weights.sum(2, keepdim=True) + (sink - top).exp_()
     return torch.bmm(weights, v.to(wide)).div_(total)

@@ -204,14 +204,15 @@ struct Step {  // what the layers of a pass share
   const Span* spans;
   const int32_t* tables;  // [B, pages of a sequence]
   const int64_t* words;  // [R, words], or null for chains
-  const int64_t* written;  // [written rows, 3]: row, page, place in the page
-  int64_t count, table, word, written_rows, threads;
+  int64_t count, table, word, threads;
 };
 
 struct Layer {  // what is its own; strides in elements, of rows (or pages), heads and slots
   const void *q, *new_k, *new_v;
   void *keys, *values, *out;
   const float* sinks;  // [Hq], or null
+  const int64_t* written;  // [written rows, 3]: row, page, place in the page
+  int64_t written_rows;
   int64_t q_row, q_head, k_row, k_head, v_row, v_head;
   int64_t key_page, key_head, key_slot, value_page, value_head, value_slot;
   int64_t heads, group, dim, width, page, window;
@@ -222,9 +223,9 @@ struct Layer {  // what is its own; strides in elements, of rows (or pages), hea
 namespace {
 
 template <typename T>
-void write_rows(const Step& step, const Layer& layer) {
-  for (int64_t i = 0; i < step.written_rows; i++) {
-    const int64_t row = step.written[3 * i], page = step.written[3 * i + 1], place = step.written[3 * i + 2];
+void write_rows(const Layer& layer) {
+  for (int64_t i = 0; i < layer.written_rows; i++) {
+    const int64_t row = layer.written[3 * i], page = layer.written[3 * i + 1], place = layer.written[3 * i + 2];
     for (int64_t head = 0; head < layer.heads; head++) {
       T* key = (T*)layer.keys + page * layer.key_page + head * layer.key_head + place * layer.key_slot;
       T* value = (T*)layer.values + page * layer.value_page + head * layer.value_head + place * layer.value_slot;
@@ -316,10 +317,10 @@ void attend(const Step& step, const Layer& layer, const Span& span, int64_t firs
 
 template <typename T>
 void run(const Step& step, const Layer& layer) {
-  write_rows<T>(step, layer);
+  write_rows<T>(layer);
   struct Part { const Span* span; int64_t first, end, head; };
   std::vector<Part> parts;
-  const int64_t most = std::max<int64_t>(1, ROWS / layer.group);
+  const int64_t most = std::max<int64_t>(1, ROWS / std::max<int64_t>(1, layer.group));
   for (int64_t i = 0; i < step.count; i++)
     for (int64_t head = 0; head < layer.heads; head++)
       for (int64_t first = step.spans[i].first; first < step.spans[i].end; first += most)
@@ -332,6 +333,6 @@ void run(const Step& step, const Layer& layer) {
 }  // namespace
 
 extern "C" {
-void rows_float32(const Step* step, const Layer* layer) { run<float>(*step, *layer); }
-void rows_bfloat16(const Step* step, const Layer* layer) { run<bfloat16>(*step, *layer); }
+void rows_float32(const Step* step, const Layer* layer) noexcept { run<float>(*step, *layer); }
+void rows_bfloat16(const Step* step, const Layer* layer) noexcept { run<bfloat16>(*step, *layer); }
 }

@@ -35,7 +35,7 @@ def test_made_once_and_kept(source: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert native.load(source).answer() == 42
     (made,) = (source.parent / "cache" / "specdec").iterdir()  # and nothing that was left on the way
     native.load.cache_clear()
-    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("it was there"))
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **_: pytest.fail("it was there"))
     assert native.load(source).answer() == 42
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(source.parent / "cache"))
@@ -69,11 +69,56 @@ def test_a_cache_that_cannot_be_written(source: Path, monkeypatch: pytest.Monkey
     (source.parent / "cache").write_text("a file, where a folder should be", encoding="utf-8")
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(source.parent / "elsewhere"))
     assert native.load(source).answer() == 42
-    (source.parent / "elsewhere" / "nowhere").parent.mkdir(exist_ok=True)
     native.load.cache_clear()
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(source))  # a file, too
-    with pytest.raises(ValueError, match=r"answer\.cpp could not be compiled: neither .* nor .* can hold it"):
+    with pytest.raises(ValueError, match=r"answer\.cpp was compiled nowhere \(.*cache/specdec: .*; .*specdec-"):
         native.load(source)
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(source.parent / "elsewhere"))
+    open_to_all = source.parent / "cache" / "specdec"
+    open_to_all.mkdir(parents=True)
+    open_to_all.chmod(0o777)
+    assert native.load(source).answer() == 42
+    assert not list(open_to_all.iterdir())
+    (elsewhere,) = (source.parent / "elsewhere").iterdir()
+    native.load.cache_clear()
+    elsewhere.rename(source.parent / "moved")
+    elsewhere.symlink_to(source.parent / "moved")
+    with pytest.raises(ValueError, match=r"cache/specdec: not ours alone; .*: not ours alone"):
+        native.load(source)
+
+
+def test_a_damaged_library_is_made_anew(source: Path) -> None:
+    folder = source.parent / "cache" / "specdec"
+    assert native.load(source).answer() == 42
+    (made,) = folder.iterdir()
+    made.unlink()
+    made.write_bytes(b"half a library")
+    native.load.cache_clear()
+    assert native.load(source).answer() == 42
+
+
+@pytest.mark.parametrize("script", ["no program at all", "#!/bin/sh\nsleep 5\n"])
+def test_a_compiler_that_does_not_run(source: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = source.parent / "cxx"
+    broken.write_text(script, encoding="utf-8")
+    broken.chmod(0o700)
+    native.find_compiler.cache_clear()
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setattr(native, "SECONDS", 0.2)
+    with pytest.warns(UserWarning, match=r"cxx cannot be run \(.*; going on without it"):
+        assert not native.available(source)
+
+
+def test_a_compiler_with_arguments(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = native.find_compiler()
+    assert compiler is not None
+    native.find_compiler.cache_clear()
+    monkeypatch.setenv("CXX", f"{compiler[0]} -DWITH=1")
+    source.write_text(SOURCE.replace("42", "42 + WITH"), encoding="utf-8")
+    assert native.load(source).answer() == 43
 
 
 def test_a_compiler_that_fails(source: Path) -> None:

@@ -186,6 +186,7 @@ def batches(draw: st.DrawFn) -> Case:
         page=draw(st.sampled_from([1, 8, 16, 64, 100])), chain=draw(st.booleans()), riders=draw(st.booleans()),
         sinks=draw(st.booleans()), window=draw(st.sampled_from([0, 0, 1, 2, 9, 64, 500])),
         softcap=draw(st.sampled_from([0.0, 3.0])), seed=draw(st.integers(0, 1000)),
+        dtype=draw(st.sampled_from([torch.float32, torch.bfloat16])),
     )  # fmt: skip
 
 
@@ -217,11 +218,12 @@ def test_a_row_has_its_bits_in_any_company(case: Case) -> None:
         assert torch.equal(
             Case({**case.tensors, **part}, case.options).run("cpp", fixed_chunks=True), together[first:end]
         )
+    before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         assert torch.equal(case.run("cpp", fixed_chunks=True), together)
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
 
 
 @NEEDS_COMPILER
@@ -254,6 +256,42 @@ def test_new_rows_are_written_first(dtype: torch.dtype) -> None:
     assert torch.equal(out, expected)
     assert torch.equal(t["k_pool"][page, :, place], new[0][row])
     assert torch.equal(t["v_pool"][page, :, place], new[1][row])
+
+
+@NEEDS_COMPILER
+def test_rows_of_another_dtype_and_a_plan_used_again() -> None:
+    """What is written belongs to a call, not to the plan; rows are converted as a copy would."""
+    case = make_case([20], [3], page=64, dtype=torch.bfloat16)
+    t = case.tensors
+    plan = make_plan(t["block_table"], t["row_starts"], t["context_lens"], t["tree_sizes"], t["words"])
+    page = int(t["block_table"][0, 0])
+    for place in (20, 22):
+        new = torch.full((3, t["k_pool"].shape[1], t["k_pool"].shape[3]), float(place))
+        written = torch.tensor([[1, page, place]])
+        cpp.attend(t["q"], t["k_pool"], t["v_pool"], plan, scale=1.0, new_k=new, new_v=new, written=written)
+        assert (t["k_pool"][page, :, place] == place).all()
+        assert (t["v_pool"][page, :, place] == place).all()
+    cpp.attend(t["q"], t["k_pool"], t["v_pool"], plan, scale=1.0)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_tables_of_64_bits_and_odd_strides(backend: str) -> None:
+    case = make_case([40, 7], [9, 2], page=16)
+    expected, t = case.run(backend), case.tensors
+    t["block_table"] = t["block_table"].long()
+    assert torch.equal(case.run(backend), expected)
+    for name in ("k_pool", "v_pool"):
+        t[name] = t[name].transpose(2, 3).contiguous().transpose(2, 3)
+    torch.testing.assert_close(case.run(backend), expected, atol=1e-5, rtol=1e-5)
+    t["q"] = t["q"].transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(case.run(backend), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_gradients_are_not_lost(backend: str) -> None:
+    case = make_case([5], [3])
+    case.tensors["q"].requires_grad_()
+    assert case.run(backend).requires_grad
 
 
 @NEEDS_COMPILER
