@@ -53,8 +53,9 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on(count: int, file: str, specdec
 
 def test_a_folder_that_cannot_be(specdec_run: Run, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("")
-    assert "Not a directory: file/inside" in one_line(capsys, specdec_run("hydra.run.dir=file/inside")[0])
-    assert "Not a directory: file/inside" in one_line(capsys, specdec_run("-m", "hydra.sweep.dir=file/inside")[0])
+    told = f"the run's folder file/inside cannot be written: {tmp_path / 'file'} is a file; give another hydra.run.dir="
+    assert told in one_line(capsys, specdec_run("hydra.run.dir=file/inside")[0])
+    assert "file/inside" in one_line(capsys, specdec_run("-m", "hydra.sweep.dir=file/inside")[0])
 
 
 @pytest.mark.parametrize(
