@@ -1,4 +1,5 @@
-"""Keep of a run's folder what is worth committing: where it comes from, and the figures of every method.
+"""Keep of a run's folder what is worth committing: where it comes from, and the figures of every method, or of every
+cell of a load.
 
 specdec run experiment=compare hydra.run.dir=outputs/drafters
 python benchmarks/keep.py outputs/drafters benchmarks/results/cpu/drafters.json
@@ -24,8 +25,10 @@ def keep(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     here = "hydra.run.dir="  # a folder of this machine
     about["argv"] = [word for word in about["argv"] if not word.startswith(here)]
-    methods = [_figures(method) for method in summary["methods"]]
-    return {"provenance": about, "questions": summary["questions"], "methods": methods}
+    kept = {"provenance": about, "questions": summary["questions"]}
+    if summary["load"] is not None:
+        return kept | {"load": _load(summary["load"])}
+    return kept | {"methods": [_figures(method) for method in summary["methods"]]}
 
 
 def _figures(method: dict[str, Any]) -> dict[str, Any]:
@@ -37,6 +40,16 @@ def _figures(method: dict[str, Any]) -> dict[str, Any]:
         "phase_share": method["metrics"]["phase_share"],
         "by_category": parts,
     }
+
+
+def _load(load: dict[str, Any]) -> dict[str, Any]:
+    names = ("name", "level", "speculation", "batching", "over_off", "over_static", "over_better")
+    cells = [
+        {name: cell[name] for name in names}
+        | {"throughput": cell["metrics"]["throughput"], "lossless": cell["lossless"]["verdict"]}
+        for cell in load["cells"]
+    ]
+    return {"rounds": load["rounds"], "output_tokens": load["output_tokens"], "cells": cells}
 
 
 def _accepted(part: dict[str, Any]) -> dict[str, Any]:

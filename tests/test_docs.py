@@ -82,6 +82,19 @@ def test_the_table_of_serving_is_what_was_measured() -> None:
     assert all(found["different"] == 0 for found in ours)
 
 
+def test_the_table_of_speculation_under_load_is_what_was_measured() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    cells = json.loads((RESULTS / "load.json").read_text())["load"]["cells"]
+    assert all(cell["lossless"].startswith("yes") for cell in cells)
+    by_name = {cell["name"]: cell for cell in cells}
+    for cell in cells:
+        if cell["speculation"] == "adaptive":
+            on, better = by_name[cell["name"].replace("adaptive", "on")], cell["over_better"]
+            found = (on["over_off"], cell["over_off"], better)
+            ratios = (f"{x['ratio']:.2f}x [{x['low']:.2f}, {x['high']:.2f}]" for x in found)
+            assert f"| {cell['level']} | {' | '.join(ratios)} | {better['other']} |" in page
+
+
 def test_the_table_of_other_engines_is_what_was_measured() -> None:
     page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
     for pair in json.loads((RESULTS / "peers.json").read_text())["pairs"]:
