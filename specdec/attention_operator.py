@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.cache import MAX_SPANS, Places, find_pages, in_pages
 from specdec.kernels.tree_attention import Plan, cpp, make_plan, packed, tree_attention
 
 # Not `torch.library.custom_op`: with so many tensors its wrapper takes 110 us a call and layer, this way takes 5.
@@ -29,15 +28,12 @@ class _Step:
     """What the layers of one pass share. `address` of context_lens says which pass it is.
 
     Attributes:
-        rows: `[R]` int64, rows that are written; None for all, or where `written` has spans.
-        listed: `[W, 3]` int64 instead: (row, page, place in it).
+        written: `[W, 3]` int64, where new rows go: (row, page, place in it).
     """
 
     address: int
     plan: Plan | None
-    written: Places | None = None
-    rows: Tensor | None = None
-    listed: Tensor | None = None
+    written: Tensor
 
 
 # Made by layer 0 of every pass for the layers after it: the host reads lengths and words once a pass, not once a layer.
@@ -71,24 +67,18 @@ def _attend(
     if layer == 0 or step is None or step.address != context_lens.data_ptr():
         on_host = backend in ("packed", "cpp")
         plan = make_plan(block_table, row_starts, context_lens, tree_sizes, words) if on_host else None
-        pages = (block_table, keys.shape[3], counts, places, words.shape[0])
-        step = (
-            _Step(context_lens.data_ptr(), plan, listed=_listed(*pages))
-            if backend == "cpp"
-            else _Step(context_lens.data_ptr(), plan, *_written(*pages))
-        )
+        written = _written(block_table, keys.shape[3], counts, places, words.shape[0])
+        step = _Step(context_lens.data_ptr(), plan, written)
         _step[:] = [step]
     k_pool, v_pool = keys[key_index], values[value_index]  # [pages, Hkv, page, D]
-    q = q[0].transpose(0, 1)  # [R, Hq, D]
-    if step.listed is not None and step.plan is not None:
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [R, heads, size]
+    if backend == "cpp" and step.plan is not None:
         output = cpp.attend(
             q, k_pool, v_pool, step.plan, scale=scale, window=window, softcap=softcap, sinks=sinks,
-            new_k=k[0].transpose(0, 1), new_v=v[0].transpose(0, 1), written=step.listed,
+            new_k=k, new_v=v, written=step.written,
         )  # fmt: skip
         return output.contiguous()[None]  # where it was left to `packed`
-    assert step.written is not None
-    for pool, rows in ((k_pool, k[0]), (v_pool, v[0])):
-        step.written.write(pool, rows if step.rows is None else rows[:, step.rows])
+    cpp.write(k_pool, v_pool, k, v, step.written)
     if step.plan is not None:
         output = packed.attend(q, k_pool, v_pool, step.plan, scale=scale, window=window, softcap=softcap, sinks=sinks)
     else:
@@ -99,21 +89,7 @@ def _attend(
     return output.contiguous()[None]
 
 
-def _written(block_table: Tensor, page: int, counts: Tensor, places: Tensor, rows: int) -> tuple[Places, Tensor | None]:
-    """Where the live ones of `[B, N]` rows go, and which they are (None: all, or spans say it)."""
-    nodes = rows // len(counts)
-    live = [(b, count) for b, count in enumerate(counts.tolist()) if count]
-    if len(live) <= MAX_SPANS:
-        starts = places.tolist()
-        spans = in_pages(block_table.tolist(), page, ((b, starts[b], b * nodes, count) for b, count in live))
-        return Places(counts, places, spans), None
-    index = torch.tensor([b * nodes + j for b, count in live for j in range(count)], device=counts.device)
-    slots = index // nodes
-    found = find_pages(block_table, page, slots, places[slots] + index % nodes)
-    return Places(*found), None if len(index) == rows else index
-
-
-def _listed(block_table: Tensor, page: int, counts: Tensor, places: Tensor, rows: int) -> Tensor:
+def _written(block_table: Tensor, page: int, counts: Tensor, places: Tensor, rows: int) -> Tensor:
     """Where the live ones of `[B, N]` rows go: `[W, 3]` int64 (row, page, place in it)."""
     nodes = rows // len(counts)
     found = []

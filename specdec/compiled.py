@@ -149,8 +149,8 @@ OPTIONS: dict[str, Any] = {
     "size_asserts": False,
     "alignment_asserts": False,
 }
-# Of so few rows a product is a stream of weights. Inductor's own loops then take half of oneDNN's time (all of a pass
-# of 1, 2 and 4 rows: 0.46, 0.51 and 0.51 of it), with eight rows more (1.2).
+# Of so few rows a product is a stream of weights: inductor's own loops then take less time than oneDNN's products, with
+# eight rows more.
 FEW = 4
 OWN_PRODUCTS = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"}
 

@@ -103,8 +103,7 @@ def attend(
     """
     if not can(q, k_pool, v_pool, softcap):
         if written is not None and new_k is not None and new_v is not None:
-            row, page, place = written.unbind(1)
-            k_pool[page, :, place], v_pool[page, :, place] = new_k[row].to(k_pool.dtype), new_v[row].to(v_pool.dtype)
+            write(k_pool, v_pool, new_k, new_v, written)
         settings: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
         return packed.attend(q, k_pool, v_pool, plan, fixed_chunks=fixed_chunks, **settings)
     rows, q_heads, dim = q.shape
@@ -133,6 +132,12 @@ def attend(
     for span in call.others:
         packed.attend_span(out, q, k_pool, v_pool, plan, span, scale, window, sinks=sinks)
     return out
+
+
+def write(k_pool: Tensor, v_pool: Tensor, new_k: Tensor, new_v: Tensor, written: Tensor) -> None:
+    """New rows into the pools, by torch; see `attend`."""
+    row, page, place = written.unbind(1)
+    k_pool[page, :, place], v_pool[page, :, place] = new_k[row].to(k_pool.dtype), new_v[row].to(v_pool.dtype)
 
 
 def _call(plan: Plan, most: int) -> _Call:
