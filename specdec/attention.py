@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
-from specdec.kernels.tree_attention import Backend, Plan, cpp, make_plan, packed, tree_attention
+from specdec.kernels.tree_attention import HOST, Backend, Plan, cpp, make_plan, tree_attention
 
 if TYPE_CHECKING:
     from specdec.kernels.tree_attention.launch import Workspace
@@ -126,8 +126,8 @@ def tree_attention_forward(
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     window, cap = sliding_window or 0, softcap or 0.0
     fixed = rows.fixed_chunks
-    if rows.backend in ("packed", "cpp"):
-        output = (packed if rows.backend == "packed" else cpp).attend(
+    if rows.backend in HOST:
+        output = HOST[rows.backend].attend(
             q, key, value, rows.plan, scale=scale, window=window, softcap=cap, sinks=s_aux, fixed_chunks=fixed
         )
     else:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.kernels.tree_attention import Plan, cpp, make_plan, packed, tree_attention
+from specdec.kernels.tree_attention import HOST, Plan, cpp, make_plan, packed, tree_attention
 
 # Not `torch.library.custom_op`: with so many tensors its wrapper takes 110 us a call and layer, this way takes 5.
 _library = torch.library.Library("specdec", "FRAGMENT")
@@ -65,7 +65,7 @@ def _attend(
     """Write the live rows' KV, then attend: `[1, R, Hq, Dv]`."""
     step = _step[0] if _step else None
     if layer == 0 or step is None or step.address != context_lens.data_ptr():
-        on_host = backend in ("packed", "cpp")
+        on_host = backend in HOST
         plan = make_plan(block_table, row_starts, context_lens, tree_sizes, words) if on_host else None
         written = _written(block_table, keys.shape[3], counts, places, words.shape[0])
         step = _Step(context_lens.data_ptr(), plan, written)

@@ -25,14 +25,13 @@ from transformers import PreTrainedModel
 
 from specdec.cache import Places
 from specdec.core import TargetOutput
-from specdec.kernels.tree_attention import Backend
+from specdec.kernels.tree_attention import HOST, Backend
 from specdec.packing import Rows
 from specdec.tree.token_tree import TokenTree
 
 if TYPE_CHECKING:
     from specdec.target import Target
 
-ANY_TREE = ("packed", "cpp")  # backends that add keys in the order of a path, whatever the tree
 ROWS = {"cpu": 16, "cuda": 64}  # of a block: about as many as cost little more than one
 Forward = Callable[[Tensor, Rows, Tensor | None], TargetOutput]
 
@@ -45,7 +44,7 @@ def check_settings(backend: Backend, compile: bool) -> None:
     """Raises:
     ValueError: the backend, or compiled passes, cannot keep a row's bits.
     """
-    if backend not in ("auto", *ANY_TREE, "triton"):
+    if backend not in ("auto", *HOST, "triton"):
         raise ValueError(
             f"exact=True needs an attention backend that keeps a row's bits whatever is beside it: auto, packed, cpp "
             f"or triton; got {backend!r}"
@@ -66,7 +65,7 @@ def check_chains(backend: Backend, depths: Tensor, counts: Tensor, first: int) -
     Raises:
         ValueError: some tree is not a chain. Waits for the device.
     """
-    if backend in ANY_TREE:
+    if backend in HOST:
         return
     node = torch.arange(depths.shape[1], device=depths.device)
     if not ((depths == node + first) | (node >= counts[:, None])).all():
@@ -162,8 +161,8 @@ def _keeps_bits_in_any_order(target: Target, rows: int) -> bool:
 def _keeps_bits_in_company(target: Target, rows: int) -> bool:
     """Whether a text longer than a block, and the last node of a tree after it, have the bits beside another text that
     they have alone and token by token. On a GPU the fused kernel takes chains only: see `check_chains`."""
-    parents = [-1, 0, 0, 2] if target.backend in ANY_TREE else [-1, 0, 1, 2]
-    path = [0, 2, 3] if target.backend in ANY_TREE else [0, 1, 2, 3]
+    parents = [-1, 0, 0, 2] if target.backend in HOST else [-1, 0, 1, 2]
+    path = [0, 2, 3] if target.backend in HOST else [0, 1, 2, 3]
     most = target.max_positions - len(parents) if target.max_positions else rows * 2
     text = [i * 7919 % target.vocab_size for i in range(1, min(rows + rows // 2 + 1, most) + 1)]
     nodes = [(i * 7919 + 1) % target.vocab_size for i in range(len(parents))]

@@ -30,8 +30,20 @@ from specdec.kernels.tree_attention.plan import Plan, make_plan
 if TYPE_CHECKING:
     from specdec.kernels.tree_attention.launch import Workspace
 
-__all__ = ["Backend", "Plan", "cpp", "flex", "make_plan", "packed", "sdpa", "tree_attention", "tree_attention_naive"]
+__all__ = [
+    "HOST",
+    "Backend",
+    "Plan",
+    "cpp",
+    "flex",
+    "make_plan",
+    "packed",
+    "sdpa",
+    "tree_attention",
+    "tree_attention_naive",
+]
 
+HOST = {"packed": packed, "cpp": cpp}  # the CPU's own: they share a plan, and can keep a row's bits on any tree
 Backend = Literal["auto", "naive", "packed", "cpp", "sdpa", "triton", "flex", "varlen", "flash_attn"]
 
 
@@ -99,7 +111,7 @@ def tree_attention(
         backend = choose_backend(q, v_pool, words, softcap, sinks, fixed_chunks)
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
-    if fixed_chunks and backend not in ("packed", "cpp", "triton"):
+    if fixed_chunks and backend not in (*HOST, "triton"):
         raise ValueError(f"fixed_chunks needs backend 'packed', 'cpp' or 'triton', got {backend!r}")
     if backend == "cpp" and q.device.type != "cpu":
         raise ValueError(f"backend 'cpp' needs tensors on the CPU, got {q.device.type}; use 'triton'")
@@ -117,8 +129,8 @@ def tree_attention(
             softcap=softcap, sinks=sinks, fixed_chunks=fixed_chunks, workspace=workspace,
         )  # fmt: skip
     plan = plan or make_plan(block_table, row_starts, context_lens, tree_sizes, words, rows=q.shape[0])
-    if backend in ("packed", "cpp"):
-        return (packed if backend == "packed" else cpp).attend(
+    if backend in HOST:
+        return HOST[backend].attend(
             q, k_pool, v_pool, plan, scale=scale, window=window, softcap=softcap, sinks=sinks, fixed_chunks=fixed_chunks
         )
     attend = {"sdpa": sdpa.attend, "flex": flex.attend, "varlen": varlen.attend, "flash_attn": flash_attn.attend}[
